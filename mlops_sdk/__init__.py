@@ -1,0 +1,1 @@
+"""The library behind the platform: importable without Airflow and without torch."""

@@ -1,0 +1,40 @@
+"""A machine of a lease, as every other part sees it. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One leased machine.
+
+    Attributes:
+        id: The provider's id (Ironic: node UUID).
+        name: The provider's name for the machine.
+        index: Position in the lease, 0-based.
+        address: Where its SSH daemon answers; comes from the inventory.
+        host_public_key: Public half of the SSH host key made for this lease (OpenSSH one-line form); pinned.
+        leaf: Name of the leaf switch its InfiniBand rails hang on ("" when unknown).
+        position: Port number on that leaf (0 when unknown).
+        resource_class: Ironic resource class.
+        traits: Ironic traits, sorted.
+        gpus: Number of accelerators.
+        image: What the machine runs (image name and version).
+        driver: Accelerator driver version ("" when unknown).
+        firmware: BMC/BIOS firmware version ("" when unknown).
+    """
+
+    id: str
+    name: str
+    index: int
+    address: str
+    host_public_key: str
+    leaf: str = ""
+    position: int = 0
+    resource_class: str = ""
+    traits: tuple[str, ...] = ()
+    gpus: int = 0
+    image: str = ""
+    driver: str = ""
+    firmware: str = ""

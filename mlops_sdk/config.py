@@ -1,0 +1,137 @@
+"""The settings of a deployment: where its services are and how to authenticate to them.
+
+Read, later over earlier: defaults, the TOML file (``MLOPS_CONFIG``, else ``.mlops/stacks/default/client.toml`` below
+the working directory), environment variables ``MLOPS_<GROUP>__<FIELD>``. `mlops local up` writes such a file (0600).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mlops_sdk.errors import SettingsError
+
+DEFAULT_CONFIG = Path(".mlops/stacks/default/client.toml")
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class S3Settings(_Group):
+    """An S3 endpoint. `node_endpoint` is what machines are told when they reach it at another address."""
+
+    endpoint: str
+    node_endpoint: str = ""
+    region: str = "us-east-1"
+    access_key_id: str
+    secret_access_key: SecretStr
+    bucket: str = "mlops"
+    ca_bundle: str = ""
+
+
+class KeystoneSettings(_Group):
+    """How to log in to OpenStack: a user with a password, or an application credential."""
+
+    auth_url: str
+    region: str = "RegionOne"
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    project_name: str = ""
+    user_domain_name: str = "Default"
+    project_domain_name: str = "Default"
+    application_credential_id: str = ""
+    application_credential_secret: SecretStr = SecretStr("")
+
+
+class MlflowSettings(_Group):
+    """The MLflow tracking server and registry, with authentication on."""
+
+    tracking_uri: str
+    node_tracking_uri: str = ""
+    username: str = ""
+    password: SecretStr = SecretStr("")
+
+
+class LeaseSettings(_Group):
+    """How long things are held. All in seconds."""
+
+    renew_for_s: float = Field(default=120.0, gt=0, description="each renewal extends the hold by this much")
+    grace_s: float = Field(default=900.0, ge=0, description="credential expiry = deadline + grace")
+    clock_skew_s: float = Field(default=2.0, ge=0)
+    reaper_period_s: float = Field(default=10.0, gt=0)
+    deploy_timeout_s: float = Field(default=1800.0, gt=0)
+    clean_timeout_s: float = Field(default=7200.0, gt=0)
+    ssh_timeout_s: float = Field(default=120.0, gt=0, description="from node active to the first SSH answer")
+    poll_s: float = Field(default=2.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """All settings of one deployment.
+
+    Raises:
+        SettingsError: from :meth:`load`, naming the field and the file.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MLOPS_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    deployment_id: uuid.UUID
+    broker_key: SecretStr = Field(min_length=32)
+    owner: str = "unknown"
+    s3: S3Settings
+    keystone: KeystoneSettings
+    mlflow: MlflowSettings
+    lease: LeaseSettings = LeaseSettings()
+    node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
+    currency: str = "EUR"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over file: the file's content arrives through the constructor."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Settings:
+        """Read the settings of this deployment.
+
+        Args:
+            path: The TOML file; default as the module says. A file named explicitly must exist.
+        """
+        source = path or Path(os.environ.get("MLOPS_CONFIG") or DEFAULT_CONFIG)
+        explicit = path is not None or "MLOPS_CONFIG" in os.environ
+        data: dict[str, Any] = {}
+        if source.exists():
+            try:
+                data = tomllib.loads(source.read_text())
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingsError(
+                    f"settings file {str(source)!r} is not TOML", seen=str(error), next_step="correct the file"
+                ) from error
+        elif explicit:
+            raise SettingsError(
+                f"settings file {str(source)!r} does not exist",
+                next_step="start the embedded stack with `mlops local up`, or point MLOPS_CONFIG at your file",
+            )
+        try:
+            return cls(**data)
+        except ValidationError as error:
+            fields = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
+            raise SettingsError(
+                f"settings from {str(source)!r} and MLOPS_* variables are incomplete or wrong",
+                seen=fields,
+                next_step="set the named fields; `mlops doctor` checks them against the services",
+            ) from None

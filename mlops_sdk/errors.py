@@ -1,0 +1,130 @@
+"""Every exception of the library, in one tree.
+
+    MlopsError
+    ├── SettingsError              a setting is missing or wrong
+    ├── RemoteError                an outside system failed; `retriable` says whether trying again can help
+    │   ├── ServiceUnavailable     no answer, a time-out, or a 5xx
+    │   └── AccessDenied           a wrong secret, an expired credential, a role that is missing
+    ├── CapacityError
+    │   ├── NoCapacity             nothing free within the stated waiting time
+    │   ├── NodeFailed             a machine did not come up, or went away
+    │   └── LeaseLost              the lease ended, or somebody else owns the name
+    ├── RemoteCommandError
+    │   ├── HostKeyMismatch        the machine at the address is not the machine that was leased
+    │   └── JobFailed              the program on the nodes ended with an error; names rank, node and log
+    ├── CheckpointError
+    │   ├── CheckpointCorrupt      a shard or manifest does not match its recorded hash
+    │   └── CheckpointConflict     somebody else committed this step
+    ├── BundleError                code delivered to a node is not what was sent
+    ├── RegistryError              a model could not be registered
+    └── StackError                 the embedded stack: port taken, service not ready, another stack holds the directory
+
+Each carries what failed, what was seen (in the remote system's own words) and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MlopsError(Exception):
+    """Base of all errors of the library.
+
+    Args:
+        what: What failed and on which object, one sentence.
+        seen: What was observed, in the remote system's own words. Never contains a secret.
+        next_step: What the reader can do about it.
+    """
+
+    retriable: bool = False
+
+    def __init__(self, what: str, *, seen: str = "", next_step: str = "") -> None:
+        super().__init__(what, seen, next_step)
+        self.what = what
+        self.seen = seen
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.seen:
+            parts.append(f"seen: {self.seen}")
+        if self.next_step:
+            parts.append(f"next: {self.next_step}")
+        return "; ".join(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.what, self.seen, self.next_step))
+
+
+def _rebuild(kind: type[MlopsError], what: str, seen: str, next_step: str) -> MlopsError:
+    return kind(what, seen=seen, next_step=next_step)
+
+
+class SettingsError(MlopsError):
+    """A setting is missing or wrong."""
+
+
+class RemoteError(MlopsError):
+    """An outside system failed."""
+
+
+class ServiceUnavailable(RemoteError):
+    """No answer, a time-out, or a 5xx: trying again can help."""
+
+    retriable = True
+
+
+class AccessDenied(RemoteError):
+    """A wrong secret, an expired credential, or a missing role."""
+
+
+class CapacityError(MlopsError):
+    """Machines could not be had or kept."""
+
+
+class NoCapacity(CapacityError):
+    """Nothing suitable became free within the stated waiting time."""
+
+
+class NodeFailed(CapacityError):
+    """A machine did not come up, or went away."""
+
+
+class LeaseLost(CapacityError):
+    """The lease ended, or the name belongs to somebody else."""
+
+
+class RemoteCommandError(MlopsError):
+    """A command on a machine could not be run."""
+
+
+class HostKeyMismatch(RemoteCommandError):
+    """The machine at the address is not the machine that was leased."""
+
+
+class JobFailed(RemoteCommandError):
+    """The program on the nodes ended with an error."""
+
+
+class CheckpointError(MlopsError):
+    """A checkpoint could not be written or read."""
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A shard or manifest does not match its recorded hash."""
+
+
+class CheckpointConflict(CheckpointError):
+    """Somebody else committed this step."""
+
+
+class BundleError(MlopsError):
+    """Code delivered to a node is not what was sent."""
+
+
+class RegistryError(MlopsError):
+    """A model could not be registered."""
+
+
+class StackError(MlopsError):
+    """The embedded stack could not be started, stopped or inspected."""
