@@ -20,3 +20,13 @@ find_python() {
     done
     fail "no Python 3.11 or later" "$(python3 --version 2>&1 || true)" "install python3 (3.11+), or set PYTHON=/path/to/python"
 }
+
+# quietly COMMAND...: silent when it works, its whole output when it does not.
+quietly() {
+    local output
+    if ! output=$("$@" 2>&1); then
+        printf '%s\n' "$output" >&2
+        fail "a setup step failed: $*" "its output above" \
+            "check this machine's network, apt sources and pip settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT), then run again"
+    fi
+}

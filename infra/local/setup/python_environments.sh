@@ -145,14 +145,4 @@ hash_of() {
     find "$@" -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }
 
-# Silent when it works; the whole output when it does not.
-quietly() {
-    local output
-    if ! output=$("$@" 2>&1); then
-        printf '%s\n' "$output" >&2
-        fail "a setup step failed: $*" "its output above" \
-            "check the network and pip's settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT), then run again"
-    fi
-}
-
 main "$@"

@@ -79,13 +79,11 @@ install_packages() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     refuse_service_starts
+    local apt=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
     say "apt-get update"
-    apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -qq update ||
-        fail "apt-get update failed" "its own message above" "check this machine's network and apt sources"
-    say "apt-get install $*"
-    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
-        -qq install -y --no-install-recommends "$@" ||
-        fail "apt-get install failed" "its own message above" "run again, or install the packages by hand"
+    quietly "${apt[@]}" update
+    say "apt-get install (a minute or so)"
+    quietly env DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends "$@"
     local package
     for package in "$@"; do keep_from_booting "$package"; done
     restore_policy
