@@ -17,28 +17,28 @@ from rich.table import Table
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One step while it runs. `say` goes to the timeline and the log, `note` to the log only, `evidence` to the table."""
+    """One step while it runs. `say` goes to timeline and log, `note` to the log only, `show` also to the table."""
 
     name: str
     log: Path
     number: int
+    stream: TextIO = field(repr=False)
+    console: Console = field(repr=False)
+    timeline_began: float = field(repr=False)
     evidence: list[str] = field(default_factory=list[str])
     seconds: float = 0.0
     failed: str = ""
-    _stream: TextIO | None = field(default=None, repr=False)
-    _console: Console = field(default_factory=Console, repr=False)
-    _began: float = field(default=0.0, repr=False)
 
     def say(self, text: str) -> None:
         """One line for the watcher, with the seconds since the recipe began."""
         self.note(text)
-        self._console.print(f"[dim]{time.monotonic() - self._began:7.1f}s[/dim]   {escape(text)}", highlight=False)
+        seconds = time.monotonic() - self.timeline_began
+        self.console.print(f"[dim]{seconds:7.1f}s[/dim]   {escape(text)}", highlight=False)
 
     def note(self, text: str) -> None:
         """One line for the step's log."""
-        if self._stream is not None:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        self.stream.write(text + "\n")
+        self.stream.flush()
 
     def show(self, evidence: str) -> None:
         """A fact for the closing table (and the timeline)."""
@@ -70,8 +70,14 @@ class Timeline:
         began = time.monotonic()
         self.console.print(f"[dim]{began - self._began:7.1f}s[/dim] [bold]{number:2d}. {escape(name)}[/bold]")
         with log.open("w") as stream:
-            step = Step(name=name, log=log, number=number)
-            step._stream, step._console, step._began = stream, self.console, self._began  # noqa: SLF001 - its maker
+            step = Step(
+                name=name,
+                log=log,
+                number=number,
+                stream=stream,
+                console=self.console,
+                timeline_began=self._began,
+            )
             self.steps.append(step)
             try:
                 yield step
