@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import asyncssh
 
+from mlops_sdk.remote.end import End
 from mlops_sdk.remote.ssh import Connection
 
 _HEARTBEAT_S = 5.0
@@ -44,28 +45,6 @@ class Command:
     python: str = "/opt/image/bin/python"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How one command ended.
-
-    Attributes:
-        status: Exit status, when it exited.
-        signal: Name of the signal ("KILL") that ended it, or "".
-        lost: Why the connection broke, or "".
-        by_us: It was ended because the group ended.
-    """
-
-    status: int | None = None
-    signal: str = ""
-    lost: str = ""
-    by_us: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """The command succeeded (a guard that we ended counts as success)."""
-        return self.status == 0
-
-
 async def run_group(
     commands: Sequence[Command], *, on_line: OnLine, abort: asyncio.Event | None = None, settle_s: float = 1.5
 ) -> list[End]:
@@ -79,9 +58,7 @@ async def run_group(
     """
     abort = abort or asyncio.Event()
     closing = asyncio.Event()
-    tasks = [
-        asyncio.create_task(_run_one(i, command, on_line, abort, closing)) for i, command in enumerate(commands)
-    ]
+    tasks = [asyncio.create_task(_run_one(i, command, on_line, abort, closing)) for i, command in enumerate(commands)]
     workers = [task for task, command in zip(tasks, commands, strict=True) if command.argv]
     failed = asyncio.create_task(abort.wait())
     try:
@@ -102,9 +79,7 @@ async def run_group(
             task.cancel()
 
 
-async def _run_one(
-    index: int, command: Command, on_line: OnLine, abort: asyncio.Event, closing: asyncio.Event
-) -> End:
+async def _run_one(index: int, command: Command, on_line: OnLine, abort: asyncio.Event, closing: asyncio.Event) -> End:
     end = await _run(index, command, on_line, closing)
     if not end.ok and not (end.by_us and not command.argv):
         abort.set()
@@ -157,7 +132,7 @@ async def _read_lines(index: int, process: asyncssh.SSHClientProcess[bytes], on_
         except (asyncssh.Error, OSError):
             chunk = b""
         *lines, pending = (pending + chunk).split(b"\n")
-        if not chunk and pending or len(pending) > _MAX_LINE:
+        if (not chunk and pending) or len(pending) > _MAX_LINE:
             lines, pending = [*lines, pending], b""
         for line in lines:
             on_line(index, line.decode(errors="replace").rstrip("\r"))

@@ -7,7 +7,8 @@ Standard input is the life line: whoever started us writes a byte now and then. 
 `--silence-s`, everything ends: SIGTERM, two seconds later SIGKILL. "Everything" is found in two ways, because launchers
 put their workers into sessions of their own: by descent (we are the sub-reaper of all orphans) and by a mark in the
 environment (`MLOPS_LIFELINE=NAME`), which also catches what another daemon started for the same job. At most one life
-line of a name runs on a machine; a later one waits for the lock, then sweeps what an earlier one may have left.
+line of a name runs on a machine; a later one waits for the lock and, unless it only guards, sweeps what an earlier one
+may have left.
 
 Exit: the command's own status, or its own signal. 200: the lock stayed taken. Standard library only, Linux only.
 """
@@ -43,16 +44,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.write(f"lifeline: another one named {options.name!r} did not end within {_LOCK_WAIT_S:g} s\n")
         sys.exit(LOCKED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if not options.command:
+        _watch(None, options.silence_s)
+        end_everything(options.name)
+        sys.exit(0)
     end_everything(options.name)
     os.environ[MARK] = options.name
-    child = _start(options.command) if options.command else None
-    if child is not None:
-        status = _watch(child, options.silence_s)
-        end_everything(options.name)
-        _exit_like(status)
-    _watch(None, options.silence_s)
+    status = _watch(_start(options.command), options.silence_s)
     end_everything(options.name)
-    sys.exit(0)
+    _exit_like(status)
 
 
 def marked(name: str) -> set[int]:
@@ -132,7 +132,7 @@ def _watch(child: subprocess.Popen[bytes] | None, silence_s: float) -> int:
     heard = time.monotonic()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _only_wake)
     signal.set_wakeup_fd(wake_write)
     ended_by_request = [False]
 
@@ -153,6 +153,10 @@ def _watch(child: subprocess.Popen[bytes] | None, silence_s: float) -> int:
             heard = time.monotonic()
         if ended_by_request[0] or time.monotonic() - heard > silence_s:
             return -signal.SIGTERM
+
+
+def _only_wake(_number: int, _frame: object) -> None:
+    """The wake-up descriptor does the work; without a handler it would not be written to."""
 
 
 def _descendants(root: int) -> set[int]:

@@ -1,0 +1,222 @@
+"""One attempt: prepare the machines, launch, listen, end everything, store the logs, say why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from pydantic import SecretStr
+
+import mlops_sdk.errors
+from mlops_sdk.config import S3Settings
+from mlops_sdk.errors import BundleError, MlopsError, RemoteCommandError
+from mlops_sdk.identity.ssh_keys import SshKey
+from mlops_sdk.names import run_key
+from mlops_sdk.objects import ObjectStore
+from mlops_sdk.remote.end import End
+from mlops_sdk.remote.group import Command, run_group
+from mlops_sdk.remote.ssh import Connection
+from mlops_sdk.training import mpi, torchrun
+from mlops_sdk.training.events import AttemptStarted, JobEvent, RankStarted, StepDone, Warned
+from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile, Tracking
+from mlops_sdk.training.launch import Placement, Verdict, judge
+from mlops_sdk.training.logs import AttemptLogs
+from mlops_sdk.training.messages import Prepared, Progress, Raised, RankEnded, Refused, Started, decode
+from mlops_sdk.training.plan import PYTHON, NodeCommand, Plan, job_directory
+from mlops_sdk.training.spec import Launcher, LaunchSpec
+
+_UPLOAD_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the machines must be told besides the program.
+
+    Attributes:
+        run_id: The run that owns everything.
+        client_key: Logs the controller in to the machines.
+        peer_key: Logs the machines in to each other.
+        store: The deployment's bucket, as the controller reaches it.
+        node_s3: The same bucket with the credentials the machines get; its `node_endpoint` is where they reach it.
+        tracking: MLflow run for metrics, if wanted.
+        secrets: Named secrets for the program.
+        ssh_timeout_s: How long a machine may take to answer.
+    """
+
+    run_id: uuid.UUID
+    client_key: SshKey = field(repr=False)
+    peer_key: SshKey = field(repr=False)
+    store: ObjectStore = field(repr=False)
+    node_s3: S3Settings
+    tracking: Tracking | None = None
+    secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
+    ssh_timeout_s: float = 120.0
+
+    @property
+    def run_key(self) -> str:
+        """The run's key in names."""
+        return run_key(self.run_id)
+
+    @property
+    def prefix(self) -> str:
+        """Where the run's objects are."""
+        return f"runs/{self.run_key}"
+
+
+class Attempt:
+    """One start of a job on connected machines. `connections` are in the placement's order."""
+
+    def __init__(
+        self,
+        site: Site,
+        spec: LaunchSpec,
+        *,
+        number: int,
+        placement: Placement,
+        connections: list[Connection],
+        on_line: Callable[[str], None],
+        on_event: Callable[[JobEvent], None],
+    ) -> None:
+        self.number = number
+        self.logs = AttemptLogs(site.store, f"{site.prefix}/logs/attempt-{number}")
+        self._site = site
+        self._spec = spec
+        self._placement = placement
+        self._connections = connections
+        self._on_line = on_line
+        self._on_event = on_event
+        self._abort = asyncio.Event()
+        self._raised: list[Raised] = []
+        self._ended: dict[int, RankEnded] = {}
+        self._started: set[int] = set()
+
+    async def run(self) -> Verdict:
+        """Carry it out. Its logs are stored however it ends.
+
+        Raises:
+            BundleError, NodeFailed, RemoteError: a machine could not be prepared.
+        """
+        uploads = asyncio.create_task(self._upload_now_and_then())
+        try:
+            began = time.monotonic()
+            prepared = await self._prepare()
+            self._on_event(AttemptStarted(attempt=self.number, prepared_s=time.monotonic() - began))
+            ends = await self._launch(prepared)
+            return judge(self._placement, ends, self._raised, self._ended, self._started)
+        finally:
+            uploads.cancel()
+            await self._upload()
+
+    async def _prepare(self) -> Prepared:
+        directory = job_directory(self._site.run_key)
+        await self._each(lambda i, c: c.put_bytes(f"{directory}/job.json", self._job_file(i).to_bytes()))
+        replies: dict[int, Prepared | Refused] = {}
+
+        def listen(index: int, line: str) -> None:
+            message = decode(line)
+            if isinstance(message, Prepared | Refused):
+                replies[index] = message
+            else:
+                self._show(index, line)
+
+        fetch = NodeCommand(
+            argv=(PYTHON, "-m", "mlops_sdk.training.fetch"), env={VARIABLE: f"{directory}/job.json"}, files={}
+        )
+        ends = await run_group([self._command(i, fetch) for i in range(len(self._connections))], on_line=listen)
+        for index, end in enumerate(ends):
+            if not isinstance(replies.get(index), Prepared) and not end.by_us:
+                raise self._unprepared(index, end, replies.get(index))
+        return next(reply for reply in replies.values() if isinstance(reply, Prepared))
+
+    async def _launch(self, prepared: Prepared) -> list[End]:
+        plan = Plan(
+            placement=self._placement,
+            run_key=self._site.run_key,
+            attempt=self.number,
+            python_path=tuple(prepared.python_path),
+            network=prepared.network,
+            env=self._spec.env,
+        )
+        commands: Mapping[Launcher, Callable[[], list[NodeCommand]]] = {
+            Launcher.TORCHRUN: partial(torchrun.commands, plan),
+            Launcher.MPIRUN: partial(mpi.commands, plan, self._site.peer_key),
+        }
+        per_node = commands[self._spec.launcher]()
+        for path in {path for command in per_node for path in command.files}:
+            holders = {i: command.files[path] for i, command in enumerate(per_node) if path in command.files}
+            await asyncio.gather(*(self._connections[i].put_bytes(path, body) for i, body in holders.items()))
+        group = [self._command(i, command) for i, command in enumerate(per_node)]
+        return await run_group(group, on_line=self._hear, abort=self._abort)
+
+    def _hear(self, index: int, line: str) -> None:
+        message = decode(line)
+        match message:
+            case Started():
+                self._started.add(message.rank)
+                node = self._placement.node_of(message.rank).name
+                self._on_event(RankStarted(attempt=self.number, rank=message.rank, node=node, pid=message.pid))
+            case Progress():
+                self._on_event(StepDone(attempt=self.number, step=message.step, metrics=message.metrics))
+            case Raised():
+                self._raised.append(message)
+            case RankEnded():
+                self._ended[message.rank] = message
+                if message.signal or message.status:
+                    self._abort.set()
+            case _:
+                self._show(index, line)
+
+    def _show(self, index: int, line: str) -> None:
+        self._on_line(self.logs.add(self._placement.nodes[index].name, line, self._node_of))
+
+    def _node_of(self, rank: int) -> str:
+        return self._placement.node_of(rank).name
+
+    def _command(self, index: int, command: NodeCommand) -> Command:
+        return Command(connection=self._connections[index], name=self._site.run_key, argv=command.argv, env=command.env)
+
+    def _job_file(self, index: int) -> JobFile:
+        site, spec = self._site, self._spec
+        return JobFile(
+            run_id=site.run_id,
+            run_key=site.run_key,
+            attempt=self.number,
+            module=spec.module,
+            args=dict(spec.args),
+            prefix=site.prefix,
+            address=self._placement.nodes[index].address,
+            scratch=f"/scratch/{site.run_key}",
+            s3=site.node_s3,
+            tracking=site.tracking,
+            secrets=dict(site.secrets),
+            bundle=FileRef(name="bundle.tar", key=spec.bundle.key, sha256=spec.bundle.sha256, size=spec.bundle.size),
+            data=tuple(FileRef(name=d.name, key=d.key, sha256=d.sha256, size=d.size) for d in spec.data),
+        )
+
+    def _unprepared(self, index: int, end: End, reply: Prepared | Refused | None) -> MlopsError:
+        node = self._placement.nodes[index].name
+        if isinstance(reply, Refused):
+            kind = getattr(mlops_sdk.errors, reply.error, BundleError)
+            return kind(f"node {node!r}: {reply.what}", seen=reply.seen, next_step=reply.next_step)
+        seen = end.lost or f"{end.signal or end.status}: {self.logs.tail(-1, node)}"
+        return RemoteCommandError(
+            f"node {node!r} could not be prepared for the job",
+            seen=seen,
+            next_step=f"see {self.logs.uri(-1, node)}; the image must hold this library at {PYTHON}",
+        )
+
+    async def _each(self, action: Callable[[int, Connection], Awaitable[None]]) -> None:
+        await asyncio.gather(*(action(i, connection) for i, connection in enumerate(self._connections)))
+
+    async def _upload_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_UPLOAD_S)
+            await self._upload()
+
+    async def _upload(self) -> None:
+        if warning := await asyncio.to_thread(self.logs.upload):
+            self._on_event(Warned(text=warning))

@@ -1,0 +1,186 @@
+"""Run one program on the machines of a lease until it succeeds, or fails in a way that trying again cannot cure."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.errors import JobFailed, LeaseLost, MlopsError, RemoteError
+from mlops_sdk.objects import to_json
+from mlops_sdk.remote.ssh import Host, connected
+from mlops_sdk.training.attempt import Attempt, Site
+from mlops_sdk.training.context import result_key
+from mlops_sdk.training.events import AttemptEnded, JobEvent
+from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Verdict, place
+from mlops_sdk.training.spec import LaunchSpec
+
+_STOP_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """A job that succeeded.
+
+    Attributes:
+        attempts: How each attempt ended; the last one succeeded.
+        seconds: From the first connection to the end.
+        result: What the program reported, {} when it reported nothing.
+        log_uri: Where the logs of all attempts are.
+    """
+
+    attempts: tuple[AttemptEnded, ...]
+    seconds: float
+    result: dict[str, JsonValue]
+    log_uri: str
+
+
+def run_job(
+    site: Site,
+    spec: LaunchSpec,
+    nodes: Sequence[Node],
+    *,
+    on_line: Callable[[str], None] = lambda _: None,
+    on_event: Callable[[JobEvent], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> JobResult:
+    """Run the program on all nodes; returns when it has succeeded.
+
+    An attempt that ended for a cause that trying again can cure is followed by the next one, up to `spec.max_attempts`;
+    the program resumes from its last committed checkpoint by itself. When this returns or raises, no process of the job
+    is left on a machine that can be reached. Works inside a running event loop too: the job has a thread of its own,
+    and `on_line` and `on_event` are called from it.
+
+    Raises:
+        JobFailed: names rank, node, exception or signal, last lines and log.
+        BundleError: code or data on a node is not what was sent, or the image does not fit.
+        NodeFailed: a node cannot be reached, came not back, or its scratch is full.
+        HostKeyMismatch: another machine answers at a node's address.
+        LeaseLost: `stop` was set.
+    """
+    outcome: list[JobResult | BaseException] = []
+    cancelled = threading.Event()
+
+    def work() -> None:
+        try:
+            outcome.append(asyncio.run(_until_stopped(_run(site, spec, nodes, on_line, on_event), (cancelled, stop))))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name=f"job-{site.run_key}")
+    thread.start()
+    try:
+        thread.join()
+    finally:
+        cancelled.set()
+        thread.join()
+    ended = outcome[0]
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
+
+
+async def _until_stopped(job: Coroutine[None, None, JobResult], stops: Sequence[threading.Event | None]) -> JobResult:
+    task = asyncio.create_task(job)
+    while not task.done():
+        await asyncio.wait([task], timeout=_STOP_POLL_S)
+        if any(stop is not None and stop.is_set() for stop in stops) and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+            if task.cancelled():
+                raise LeaseLost(
+                    "the job was stopped by its controller",
+                    seen="the controller asked for it",
+                    next_step="start the run again; it resumes from its last committed checkpoint",
+                )
+    return task.result()
+
+
+async def _run(
+    site: Site,
+    spec: LaunchSpec,
+    nodes: Sequence[Node],
+    on_line: Callable[[str], None],
+    on_event: Callable[[JobEvent], None],
+) -> JobResult:
+    began = time.monotonic()
+    placement = place(nodes, spec.processes_per_node)
+    hosts = [_host(node, site) for node in placement.nodes]
+    ended: list[AttemptEnded] = []
+    while True:
+        attempt_began = time.monotonic()
+        async with connected(hosts, timeout_s=site.ssh_timeout_s) as connections:
+            number = await asyncio.to_thread(_claim_attempt, site)
+            attempt = Attempt(
+                site,
+                spec,
+                number=number,
+                placement=placement,
+                connections=connections,
+                on_line=on_line,
+                on_event=on_event,
+            )
+            verdict = await _verdict_of(attempt)
+        retry = verdict.retriable and len(ended) + 1 < spec.max_attempts
+        seconds = time.monotonic() - attempt_began
+        ended.append(AttemptEnded(attempt=number, cause=verdict.cause, what=verdict.what, seconds=seconds, retry=retry))
+        on_event(ended[-1])
+        attempt.logs.close()
+        if verdict.cause is Cause.SUCCEEDED:
+            result = await asyncio.to_thread(site.store.get_json, result_key(site.prefix, number))
+            return JobResult(
+                attempts=tuple(ended),
+                seconds=time.monotonic() - began,
+                result=result or {},
+                log_uri=f"s3://{site.store.bucket}/{site.prefix}/logs/",
+            )
+        if not retry:
+            raise _failure(attempt, verdict, len(ended), spec.max_attempts)
+        await asyncio.sleep(PAUSE_S[verdict.cause])
+
+
+async def _verdict_of(attempt: Attempt) -> Verdict:
+    """Services that fail while a machine is prepared are causes like those while it runs."""
+    try:
+        return await attempt.run()
+    except RemoteError as error:
+        if not error.retriable:
+            raise
+        return Verdict(
+            cause=Cause.SERVICE, what=error.what, seen=error.seen, next_step=error.next_step or NEXT_STEP[Cause.SERVICE]
+        )
+
+
+def _failure(attempt: Attempt, verdict: Verdict, tries: int, allowed: int) -> MlopsError:
+    last = attempt.logs.tail(verdict.rank, verdict.node)
+    seen = verdict.seen + (f"; last lines: {last}" if last else "")
+    again = f" (attempt {tries} of {allowed})" if verdict.retriable else ""
+    return JobFailed(
+        f"{verdict.what}{again}",
+        seen=seen,
+        next_step=f"{verdict.next_step}; log: {attempt.logs.uri(verdict.rank, verdict.node)}",
+    )
+
+
+def _claim_attempt(site: Site) -> int:
+    """The next attempt number of this run; no two controllers get the same."""
+    claim = to_json({"claim": uuid.uuid4().hex})
+    number = 1
+    while not site.store.put_if_absent(f"{site.prefix}/attempts/{number:04d}.json", claim):
+        number += 1
+    return number
+
+
+def _host(node: Node, site: Site) -> Host:
+    return Host(
+        name=node.name,
+        address=node.address,
+        host_public_key=node.host_public_key,
+        client_private_key=site.client_key.private,
+    )
