@@ -12,7 +12,7 @@ main() {
         [ -d "$state_dir" ] || continue
         [ -x .venv/bin/mlops ] || fail "the stack in $state_dir cannot be ended" "no .venv here" "make setup, then make clean"
         say "ending the stack in $state_dir"
-        .venv/bin/mlops local down --name "$(basename "$state_dir")"
+        .venv/bin/mlops local down --state-dir "$state_dir"
     done
     no_mounts_below .mlops
     say "removing .venv, .mlops, dist and the tools' caches"
