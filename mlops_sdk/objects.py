@@ -153,6 +153,14 @@ class ObjectStore:
                         key=item.get("Key", ""), size=item.get("Size", 0), etag=item.get("ETag", "").strip('"')
                     )
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """The names directly under a prefix that hold objects, without listing those: ``runs/`` gives the run keys."""
+        with self._translated("LIST", prefix):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            for page in pages:
+                for item in page.get("CommonPrefixes", []):
+                    yield item.get("Prefix", "").removeprefix(prefix).rstrip("/")
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is fine."""
         with self._translated("DELETE", key):

@@ -1,0 +1,484 @@
+"""What a lease is and what happens to it next: states, reasons, the marker, and the tables that decide. Pure.
+
+A lease is one Ironic allocation per machine, named after the run. Everything that decides lives here as data in, data
+out; `providers/ironic.py` looks, asks these tables, and acts.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+MARKER = "mlops"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequest:
+    """What a run asks for: so many machines, all or none.
+
+    Attributes:
+        nodes: How many machines.
+        resource_class: Ironic resource class.
+        traits: Traits each machine must have.
+        deadline: Hard end of the lease (aware UTC); the reaper takes the machines back after it.
+        wait_s: How long to wait for capacity before `NoCapacity`; 0 asks once.
+    """
+
+    nodes: int
+    resource_class: str
+    deadline: datetime
+    traits: tuple[str, ...] = ()
+    wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ValueError(f"a lease needs at least one machine, not {self.nodes!r}")
+        if self.deadline.tzinfo is None:
+            raise ValueError(f"deadline {self.deadline!r} has no time zone")
+        if self.wait_s < 0:
+            raise ValueError(f"wait_s must not be negative, not {self.wait_s!r}")
+
+    def __str__(self) -> str:
+        traits = f" with traits {', '.join(self.traits)}" if self.traits else ""
+        return f"{self.nodes} x {self.resource_class}{traits}"
+
+
+class LeaseState(enum.Enum):
+    """Where a lease stands. Transient states name what they lead to in `TARGET`."""
+
+    REQUESTED = "requested"
+    DEPLOYING = "deploying"
+    ACTIVE = "active"
+    RELEASING = "releasing"
+    RELEASED = "released"
+
+
+TARGET: Mapping[LeaseState, LeaseState] = {
+    LeaseState.REQUESTED: LeaseState.DEPLOYING,
+    LeaseState.DEPLOYING: LeaseState.ACTIVE,
+    LeaseState.RELEASING: LeaseState.RELEASED,
+}
+
+EDGES: frozenset[tuple[LeaseState, LeaseState]] = frozenset(
+    {
+        (LeaseState.REQUESTED, LeaseState.DEPLOYING),  # every machine allocated
+        (LeaseState.REQUESTED, LeaseState.RELEASING),  # no capacity, cancelled, overdue
+        (LeaseState.DEPLOYING, LeaseState.ACTIVE),  # every machine deployed
+        (LeaseState.DEPLOYING, LeaseState.RELEASING),  # a machine did not come up
+        (LeaseState.ACTIVE, LeaseState.RELEASING),  # the run ended, or the lease is overdue
+        (LeaseState.RELEASING, LeaseState.RELEASED),  # every allocation absent, every machine's outcome recorded
+    }
+)
+
+
+class EndReason(enum.Enum):
+    """Why a lease ended."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    NO_CAPACITY = "no_capacity"
+    NODE_FAILED = "node_failed"
+    DEADLINE = "deadline"
+    NOT_RENEWED = "not_renewed"
+
+
+class Retry(enum.Enum):
+    """What a caller may do after a lease ended."""
+
+    NO = "no"
+    LATER = "later"
+    NEXT_GENERATION = "next_generation"
+
+
+END_TEXT: Mapping[EndReason, str] = {
+    EndReason.FINISHED: "the run gave the machines back",
+    EndReason.CANCELLED: "the run was cancelled",
+    EndReason.NO_CAPACITY: "not enough machines became free within the stated waiting time",
+    EndReason.NODE_FAILED: "a machine did not come up, or went away",
+    EndReason.DEADLINE: "the lease reached its deadline",
+    EndReason.NOT_RENEWED: "nobody renewed the lease: its run died",
+}
+
+END_RETRY: Mapping[EndReason, Retry] = {
+    EndReason.FINISHED: Retry.NO,
+    EndReason.CANCELLED: Retry.NO,
+    EndReason.NO_CAPACITY: Retry.LATER,
+    EndReason.NODE_FAILED: Retry.NEXT_GENERATION,
+    EndReason.DEADLINE: Retry.NO,
+    EndReason.NOT_RENEWED: Retry.NEXT_GENERATION,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """What an allocation of ours carries in ``extra["mlops"]``: whose it is and how long it may be held."""
+
+    run_id: str
+    deployment_id: str
+    generation: int
+    index: int
+    nodes: int
+    owner: str
+    deadline: datetime
+    renewed_until: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """The marker as Ironic stores it."""
+        return {
+            "run_id": self.run_id,
+            "deployment_id": self.deployment_id,
+            "generation": self.generation,
+            "index": self.index,
+            "nodes": self.nodes,
+            "owner": self.owner,
+            "deadline": to_iso(self.deadline),
+            "renewed_until": to_iso(self.renewed_until),
+        }
+
+    @classmethod
+    def parse(cls, extra: Mapping[str, Any]) -> Marker | None:
+        """The marker in an allocation's ``extra``, or None when there is none or it is not one of ours."""
+        raw = extra.get(MARKER)
+        if not isinstance(raw, Mapping):
+            return None
+        data = cast("Mapping[str, Any]", raw)
+        try:
+            return cls(
+                run_id=str(data["run_id"]),
+                deployment_id=str(data["deployment_id"]),
+                generation=int(data["generation"]),
+                index=int(data["index"]),
+                nodes=int(data["nodes"]),
+                owner=str(data["owner"]),
+                deadline=from_iso(str(data["deadline"])),
+                renewed_until=from_iso(str(data["renewed_until"])),
+            )
+        except (KeyError, ValueError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """An Ironic allocation as observed."""
+
+    id: str
+    name: str
+    state: str
+    node_id: str = ""
+    last_error: str = ""
+    created_at: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def marker(self) -> Marker | None:
+        """Our marker, if it carries one."""
+        return Marker.parse(self.extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """An Ironic node as observed."""
+
+    id: str
+    name: str
+    provision_state: str
+    power_state: str = ""
+    maintenance: bool = False
+    fault: str = ""
+    last_error: str = ""
+    allocation_id: str = ""
+    owner: str = ""
+    resource_class: str = ""
+    traits: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def cleaned_at(self) -> datetime | None:
+        """When the machine's own cleaning last finished, as its deploy interface recorded it; None if it never did."""
+        record = self.extra.get("cleaned")
+        if not isinstance(record, Mapping):
+            return None
+        try:
+            return from_iso(str(cast("Mapping[str, Any]", record)["finished_at"]))
+        except (KeyError, ValueError):
+            return None
+
+
+class Step(enum.Enum):
+    """What to do next about one machine of a lease that is being acquired."""
+
+    CREATE = "create"  # no allocation of this name: ask for one
+    WAIT = "wait"
+    DEPLOY = "deploy"
+    ADOPT = "adopt"
+    ASK_AGAIN = "ask_again"  # the allocation failed for want of a machine: delete it, and ask again while time is left
+    NEXT_GENERATION = "next_generation"  # it failed; this generation never deploys a machine twice
+    UNKNOWN = "unknown"  # not in the table: an error after a few polls, with the raw value shown
+
+
+_ALLOCATION_STEP: Mapping[str, Step] = {
+    "allocating": Step.WAIT,
+    "error": Step.ASK_AGAIN,
+}
+
+# Provision state of the machine behind an active allocation.
+_PROVISION_STEP: Mapping[str, Step] = {
+    "available": Step.DEPLOY,
+    "deploying": Step.WAIT,
+    "wait call-back": Step.WAIT,
+    "deploy hold": Step.WAIT,
+    "active": Step.ADOPT,
+    "deploy failed": Step.NEXT_GENERATION,
+    "error": Step.NEXT_GENERATION,
+    "deleting": Step.NEXT_GENERATION,
+    "cleaning": Step.NEXT_GENERATION,
+    "clean wait": Step.NEXT_GENERATION,
+    "clean failed": Step.NEXT_GENERATION,
+    "rescue": Step.NEXT_GENERATION,
+    "rescuing": Step.NEXT_GENERATION,
+    "manageable": Step.NEXT_GENERATION,
+}
+
+
+def acquire_step(allocation: Allocation | None, machine: Machine | None) -> Step:
+    """The next step towards an active machine, from what Ironic shows.
+
+    A machine in maintenance or with a fault is never adopted or deployed: it failed, whatever its provision state.
+    """
+    if allocation is None:
+        return Step.CREATE
+    if allocation.state != "active":
+        return _ALLOCATION_STEP.get(allocation.state, Step.UNKNOWN)
+    if machine is None:
+        return Step.UNKNOWN
+    if machine.maintenance or machine.fault:
+        return Step.NEXT_GENERATION
+    return _PROVISION_STEP.get(machine.provision_state, Step.UNKNOWN)
+
+
+class ReleaseStep(enum.Enum):
+    """What to do next about one machine that is being given back."""
+
+    TEAR_DOWN = "tear_down"  # ask Ironic for `deleted`
+    DROP = "drop"  # never deployed: delete the allocation
+    WAIT = "wait"
+    DONE = "done"  # allocation absent, machine at rest and clean
+    NOT_CLEAN = "not_clean"  # allocation absent, machine out of the pool
+    UNKNOWN = "unknown"
+
+
+# Provision state of the machine while our allocation is still there.
+_HELD_STEP: Mapping[str, ReleaseStep] = {
+    "available": ReleaseStep.DROP,
+    "manageable": ReleaseStep.DROP,
+    "enroll": ReleaseStep.DROP,
+    "clean failed": ReleaseStep.DROP,
+    "active": ReleaseStep.TEAR_DOWN,
+    "deploy failed": ReleaseStep.TEAR_DOWN,
+    "wait call-back": ReleaseStep.TEAR_DOWN,
+    "deploy hold": ReleaseStep.TEAR_DOWN,
+    "error": ReleaseStep.TEAR_DOWN,
+    "rescue": ReleaseStep.TEAR_DOWN,
+    "rescue failed": ReleaseStep.TEAR_DOWN,
+    "unrescue failed": ReleaseStep.TEAR_DOWN,
+    "deploying": ReleaseStep.WAIT,
+    "deleting": ReleaseStep.WAIT,
+    "cleaning": ReleaseStep.WAIT,
+    "clean wait": ReleaseStep.WAIT,
+    "rescuing": ReleaseStep.WAIT,
+    "rescue wait": ReleaseStep.WAIT,
+    "unrescuing": ReleaseStep.WAIT,
+}
+
+# Provision state of the machine once our allocation is gone. `error`: Ironic drops the allocation even when the
+# tear-down failed; the machine can be given to nobody else, and asking for `deleted` again is how it gets out.
+_LEFT_STEP: Mapping[str, ReleaseStep] = {
+    "available": ReleaseStep.DONE,
+    "manageable": ReleaseStep.NOT_CLEAN,
+    "enroll": ReleaseStep.NOT_CLEAN,
+    "clean failed": ReleaseStep.NOT_CLEAN,
+    "clean hold": ReleaseStep.NOT_CLEAN,
+    "error": ReleaseStep.TEAR_DOWN,
+    "deleting": ReleaseStep.WAIT,
+    "cleaning": ReleaseStep.WAIT,
+    "clean wait": ReleaseStep.WAIT,
+    # somebody else's already: it went through `available` while we did not look
+    "active": ReleaseStep.DONE,
+    "deploying": ReleaseStep.DONE,
+    "wait call-back": ReleaseStep.DONE,
+    "deploy hold": ReleaseStep.DONE,
+    "deploy failed": ReleaseStep.DONE,
+}
+
+
+def release_step(allocation: Allocation | None, machine: Machine | None) -> ReleaseStep:
+    """The next step towards a machine given back, from what Ironic shows."""
+    if allocation is not None:
+        if machine is None or machine.allocation_id != allocation.id:
+            return ReleaseStep.DROP
+        return _HELD_STEP.get(machine.provision_state, ReleaseStep.UNKNOWN)
+    if machine is None:
+        return ReleaseStep.DONE
+    if machine.allocation_id:
+        return ReleaseStep.DONE
+    return _LEFT_STEP.get(machine.provision_state, ReleaseStep.UNKNOWN)
+
+
+class Outcome(enum.Enum):
+    """How a machine was given back."""
+
+    CLEANED = "cleaned"  # torn down, cleaned by Ironic, back in the pool
+    NEVER_DEPLOYED = "never_deployed"  # allocated only; nothing of ours ever ran on it
+    NOT_CLEAN = "not_clean"  # cleaning or tear-down failed: it stays out of the pool until an operator looks
+    UNPROVEN = "unproven"  # back in the pool, but no cleaning of it was seen or recorded
+    PENDING = "pending"  # not given back yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEvidence:
+    """What was seen of one machine after its release: the proof that it is no longer held.
+
+    Attributes:
+        resource: Name of the allocation.
+        allocation_id: Ironic's id of the allocation.
+        node_id: Ironic's id of the machine ("" when none was ever allocated).
+        outcome: How it ended.
+        provision_state: The machine's last state seen.
+        power_state: The machine's last power state seen.
+        cleaned_at: When cleaning finished, ISO UTC ("" when unknown).
+        last_error: Ironic's words when something went wrong.
+        released_by: ``run`` or ``reaper``.
+        reason: Why the lease ended.
+        started_at: When the release began, ISO UTC by Ironic's clock.
+        finished_at: When the outcome was seen, ISO UTC by Ironic's clock.
+    """
+
+    resource: str
+    allocation_id: str
+    node_id: str
+    outcome: Outcome
+    reason: EndReason
+    released_by: str
+    node_name: str = ""
+    provision_state: str = ""
+    power_state: str = ""
+    cleaned_at: str = ""
+    last_error: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+
+    @property
+    def clean(self) -> bool:
+        """Whether the next user finds a machine without anything of this run."""
+        return self.outcome in {Outcome.CLEANED, Outcome.NEVER_DEPLOYED}
+
+    def to_json(self) -> dict[str, Any]:
+        """As journalled."""
+        return {
+            **{name: getattr(self, name) for name in _EVIDENCE_TEXT},
+            "outcome": self.outcome.value,
+            "reason": self.reason.value,
+        }
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> NodeEvidence:
+        """From the journal."""
+        texts = {name: str(data.get(name, "")) for name in _EVIDENCE_TEXT}
+        return cls(outcome=Outcome(data["outcome"]), reason=EndReason(data["reason"]), **texts)
+
+
+_EVIDENCE_TEXT = (
+    "resource",
+    "allocation_id",
+    "node_id",
+    "released_by",
+    "node_name",
+    "provision_state",
+    "power_state",
+    "cleaned_at",
+    "last_error",
+    "started_at",
+    "finished_at",
+)
+
+
+def judge_outcome(
+    machine: Machine | None, *, deployed: bool, saw_cleaning: bool, started_at: datetime, skew_s: float
+) -> Outcome:
+    """How a machine ended that our allocation has left.
+
+    Clean means: Ironic was seen cleaning it and it is out of that state again, or its own record of a finished cleaning
+    is younger than the start of the release.
+    """
+    if machine is None:
+        return Outcome.UNPROVEN if deployed else Outcome.NEVER_DEPLOYED
+    step = release_step(None, machine)
+    if step is ReleaseStep.NOT_CLEAN or (machine.maintenance and not machine.allocation_id):
+        return Outcome.NOT_CLEAN
+    if step is not ReleaseStep.DONE:
+        return Outcome.PENDING
+    if not deployed:
+        return Outcome.NEVER_DEPLOYED
+    cleaned_at = machine.cleaned_at
+    recorded = cleaned_at is not None and cleaned_at >= started_at - timedelta(seconds=skew_s)
+    return Outcome.CLEANED if recorded or saw_cleaning else Outcome.UNPROVEN
+
+
+def is_ours(marker: Marker | None, deployment_id: str) -> bool:
+    """Whether something carries the marker of this deployment. What does not is never touched."""
+    return marker is not None and marker.deployment_id == deployment_id
+
+
+def overdue(*, deadline: datetime, renewed_until: datetime, now: datetime, skew_s: float) -> EndReason | None:
+    """Why something is held too long by the service's clock, or None while it is not."""
+    allowed = timedelta(seconds=skew_s)
+    if now > deadline + allowed:
+        return EndReason.DEADLINE
+    if now > renewed_until + allowed:
+        return EndReason.NOT_RENEWED
+    return None
+
+
+def choose_adopted(matches: Sequence[Allocation]) -> tuple[Allocation | None, tuple[Allocation, ...]]:
+    """Of several allocations that match one piece of a run: the one to keep, and those to give back.
+
+    Keeps the lowest (created_at, id), so that every process keeps the same one.
+    """
+    ranked = sorted(matches, key=lambda allocation: (allocation.created_at, allocation.id))
+    return (ranked[0], tuple(ranked[1:])) if ranked else (None, ())
+
+
+def credential_is_dead(
+    *,
+    created_at: datetime,
+    deadline: datetime,
+    heartbeat_until: datetime | None,
+    now: datetime,
+    skew_s: float,
+    window_s: float,
+) -> EndReason | None:
+    """Why a run's credential may be revoked by the reaper, or None.
+
+    A run without any heartbeat gets `window_s` from the credential's creation to write its first one.
+    """
+    renewed_until = heartbeat_until or created_at + timedelta(seconds=window_s)
+    return overdue(deadline=deadline, renewed_until=renewed_until, now=now, skew_s=skew_s)
+
+
+def to_iso(moment: datetime) -> str:
+    """An aware datetime as ISO 8601 in UTC."""
+    return moment.astimezone(UTC).isoformat()
+
+
+def from_iso(text: str) -> datetime:
+    """An aware UTC datetime from ISO 8601; a time without zone (as OpenStack writes them) is UTC.
+
+    Raises:
+        ValueError: when the text is not a time.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

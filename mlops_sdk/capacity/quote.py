@@ -1,0 +1,88 @@
+"""What a lease would cost and whether it could be had now. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """The answer to "what if I asked for this now?".
+
+    Attributes:
+        request: What was asked for.
+        free: Suitable machines that are free now.
+        busy: Suitable machines that somebody holds.
+        out_of_service: Suitable machines in maintenance or not in the pool.
+        waiting: Requests of this resource class that wait for a machine.
+        price_per_node_second: By the settings' price list; 0 when it names no price for the class.
+        total: Price of all machines from now until the deadline.
+        currency: Of the prices.
+    """
+
+    request: LeaseRequest
+    free: int
+    busy: int
+    out_of_service: int
+    waiting: int
+    price_per_node_second: float
+    total: float
+    currency: str
+
+    @property
+    def available_now(self) -> bool:
+        """Whether the request could be met at once."""
+        return self.free >= self.request.nodes
+
+    def __str__(self) -> str:
+        when = "now" if self.available_now else f"not now ({self.free} free)"
+        return (
+            f"{self.request}: {when}; {self.free} free, {self.busy} busy, {self.waiting} waiting; "
+            f"{self.total:.2f} {self.currency} until {self.request.deadline:%Y-%m-%d %H:%M} UTC"
+        )
+
+
+def quote(
+    request: LeaseRequest,
+    *,
+    machines: Iterable[Machine],
+    allocations: Iterable[Allocation],
+    prices: Mapping[str, float],
+    currency: str,
+    now: datetime,
+) -> Quote:
+    """Count what is there and price the time until the deadline."""
+    suitable = [
+        m for m in machines if m.resource_class == request.resource_class and set(request.traits) <= set(m.traits)
+    ]
+    busy = [m for m in suitable if m.allocation_id or m.provision_state in _IN_USE]
+    free = [m for m in suitable if is_free(m)]
+    price = prices.get(request.resource_class, 0.0)
+    seconds = max(0.0, (request.deadline - now).total_seconds())
+    return Quote(
+        request=request,
+        free=len(free),
+        busy=len(busy),
+        out_of_service=len(suitable) - len(busy) - len(free),
+        waiting=sum(allocation.state in {"allocating", "error"} for allocation in allocations),
+        price_per_node_second=price,
+        total=request.nodes * seconds * price,
+        currency=currency,
+    )
+
+
+def is_free(machine: Machine) -> bool:
+    """Whether Ironic could allocate this machine now."""
+    return (
+        machine.provision_state == "available"
+        and not machine.allocation_id
+        and not machine.maintenance
+        and bool(machine.power_state)  # Ironic's allocator skips machines whose power state it does not know
+    )
+
+
+_IN_USE = {"active", "deploying", "wait call-back", "deploy failed", "deleting", "cleaning", "clean wait", "error"}

@@ -1,0 +1,259 @@
+"""The one way to OpenStack's HTTP APIs: log in, send, translate what comes back. Used with Keystone and Ironic."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+import stamina
+
+from mlops_sdk.config import KeystoneSettings
+from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable, SettingsError
+
+if TYPE_CHECKING:
+    from keystoneauth1.session import Session
+
+_TIMEOUT_S = 30.0
+_SEEN_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An HTTP reply: status and the parsed JSON body ({} when there is none)."""
+
+    status: int
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Cloud:
+    """A login to one OpenStack cloud. Logs in at the first call; thread-safe.
+
+    Args:
+        settings: Where Keystone is and who we are.
+        attempts: How often a call that got no answer, or a 5xx, is sent. Callers only send what may be sent twice.
+    """
+
+    def __init__(self, settings: KeystoneSettings, *, attempts: int = 3) -> None:
+        self._settings = settings
+        self._attempts = attempts
+        self._session: Session | None = None
+        self._endpoints: dict[str, str] = {}
+        self._clock: tuple[datetime, float] | None = None
+        self._lock = threading.Lock()
+
+    def request(
+        self,
+        service: str,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        accept: Collection[int] = (),
+    ) -> Reply:
+        """Send one request to the public endpoint of a service type.
+
+        Args:
+            service: Service type as in the catalogue (``baremetal``, ``identity``).
+            method: HTTP method.
+            path: Path below the endpoint's root, starting with the API version (``/v1/nodes``).
+            body: JSON body.
+            params: Query.
+            headers: Extra headers (microversion).
+            accept: Statuses besides 2xx that the caller understands; every other one is raised.
+
+        Raises:
+            AccessDenied: 401 or 403, or the login was refused.
+            ServiceUnavailable: no answer or 5xx, after `attempts` tries.
+            RemoteError: any other status.
+        """
+
+        def once() -> Reply:
+            with _translated(f"{service} {method} {path}", self._settings.auth_url):
+                return self._send(service, method, path, body=body, params=params, headers=headers, accept=accept)
+
+        for attempt in stamina.retry_context(
+            on=ServiceUnavailable, attempts=self._attempts, timeout=None, wait_initial=0.2, wait_max=2.0
+        ):
+            with attempt:
+                return once()
+        raise ServiceUnavailable(f"{service} {method} {path} was never sent")  # pragma: no cover - attempts >= 1
+
+    def now(self) -> datetime:
+        """The time by the clock of the service that answered last (its `Date` header), advanced by our monotonic clock.
+
+        Resolution: one second. Before the first answer it is this machine's clock.
+        """
+        clock = self._clock
+        if clock is None:
+            return datetime.now(UTC)
+        return clock[0] + timedelta(seconds=monotonic() - clock[1])
+
+    def user_id(self) -> str:
+        """Id of the user we are logged in as."""
+        with _translated("login", self._settings.auth_url):
+            return str(self._login().get_user_id())
+
+    def project_id(self) -> str:
+        """Id of the project we are logged in to."""
+        with _translated("login", self._settings.auth_url):
+            return str(self._login().get_project_id())
+
+    def _send(
+        self,
+        service: str,
+        method: str,
+        path: str,
+        *,
+        body: Any,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
+        accept: Collection[int],
+    ) -> Reply:
+        response = self._login().request(
+            self._root(service) + path,
+            method,
+            json=body,
+            params=dict(params or {}),
+            headers={"Accept": "application/json", **(headers or {})},
+            raise_exc=False,
+            connect_retries=0,
+            status_code_retries=0,
+        )
+        if service == "baremetal":
+            self._set_clock(response.headers.get("Date", ""))
+        parsed = _json(response)
+        if response.ok or response.status_code in accept:
+            return Reply(status=response.status_code, body=parsed)
+        raise _error_for(response.status_code, f"{service} {method} {path}", words_of(parsed) or str(response.text))
+
+    def _root(self, service: str) -> str:
+        """The endpoint without its version suffix: paths name the version themselves, nothing has to be discovered."""
+        if service not in self._endpoints:
+            endpoint = self._login().get_endpoint(
+                service_type=service, interface="public", region_name=self._settings.region, skip_discovery=True
+            )
+            if not endpoint:
+                raise RemoteError(
+                    f"the cloud's catalogue has no public endpoint of service type {service!r}",
+                    seen=f"region {self._settings.region!r} at {self._settings.auth_url!r}",
+                    next_step="check keystone.region, and the catalogue with `openstack catalog list`",
+                )
+            root = str(endpoint).rstrip("/")
+            for version in ("/v1", "/v2", "/v3"):
+                root = root.removesuffix(version)
+            self._endpoints[service] = root
+        return self._endpoints[service]
+
+    def _login(self) -> Session:
+        with self._lock:
+            if self._session is None:
+                self._session = _open_session(self._settings)
+            return self._session
+
+    def _set_clock(self, date: str) -> None:
+        try:
+            moment = parsedate_to_datetime(date)
+        except (TypeError, ValueError):
+            return
+        self._clock = (moment.astimezone(UTC), monotonic())
+
+
+def _open_session(settings: KeystoneSettings) -> Session:
+    import openstack  # noqa: PLC0415 - a second of import time that only cloud calls need
+
+    auth: dict[str, str] = {"auth_url": settings.auth_url}
+    if settings.application_credential_id:
+        auth_type = "v3applicationcredential"
+        auth["application_credential_id"] = settings.application_credential_id
+        auth["application_credential_secret"] = settings.application_credential_secret.get_secret_value()
+    elif settings.username:
+        auth_type = "v3password"
+        auth["username"] = settings.username
+        auth["password"] = settings.password.get_secret_value()
+        auth["project_name"] = settings.project_name
+        auth["user_domain_name"] = settings.user_domain_name
+        auth["project_domain_name"] = settings.project_domain_name
+    else:
+        raise SettingsError(
+            "keystone settings name neither a user nor an application credential",
+            next_step="set keystone.username and .password, or keystone.application_credential_id and its secret",
+        )
+    connection = openstack.connect(
+        auth_type=auth_type,
+        auth=auth,
+        region_name=settings.region,
+        api_timeout=_TIMEOUT_S,
+        load_yaml_config=False,
+        load_envvars=False,
+        app_name="openinfra-mlops",
+    )
+    return connection.session
+
+
+@contextmanager
+def _translated(action: str, auth_url: str) -> Generator[None]:
+    from keystoneauth1 import exceptions  # noqa: PLC0415 - comes with openstack, see above
+
+    try:
+        yield
+    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
+        raise AccessDenied(
+            f"Keystone at {auth_url!r} refused our login for {action}",
+            seen=str(error),
+            next_step="check the user name and password, or whether the application credential was revoked or expired",
+        ) from None
+    except (exceptions.ConnectionError, exceptions.RetriableConnectionFailure, exceptions.HttpServerError) as error:
+        raise ServiceUnavailable(
+            f"{action} got no usable answer", seen=str(error)[:_SEEN_LENGTH], next_step="check that the service is up"
+        ) from error
+    except exceptions.ClientException as error:
+        raise RemoteError(
+            f"{action} failed", seen=str(error)[:_SEEN_LENGTH], next_step="check the keystone settings"
+        ) from error
+
+
+def _error_for(status: int, action: str, words: str) -> RemoteError:
+    seen = f"{status} {words[:_SEEN_LENGTH]}"
+    if status in {401, 403}:
+        return AccessDenied(
+            f"{action} was refused",
+            seen=seen,
+            next_step="the credential is expired or revoked, or lacks the role or access rule for this call",
+        )
+    if status >= 500:  # noqa: PLR2004 - HTTP: server errors
+        return ServiceUnavailable(f"{action} failed", seen=seen, next_step="see the service's log")
+    return RemoteError(f"{action} failed", seen=seen, next_step="see the service's log")
+
+
+def _json(response: Any) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {"items": body}
+
+
+def words_of(body: Mapping[str, Any]) -> str:
+    """The service's own words in an error body.
+
+    Ironic nests a fault, as an object or as JSON text, in ``error_message``; Keystone has ``error.message``.
+    """
+    raw: Any = body.get("error_message") or body.get("error") or ""
+    if isinstance(raw, str) and raw.startswith("{"):
+        try:
+            raw = json.loads(raw)
+        except ValueError:
+            return str(raw)
+    if isinstance(raw, dict):
+        fault = cast("dict[str, Any]", raw)
+        return str(fault.get("faultstring") or fault.get("message") or fault)
+    return str(raw)

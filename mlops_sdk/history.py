@@ -1,0 +1,151 @@
+"""What a run's journal tells: per generation what was asked for, what was created, and what became of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from mlops_sdk.capacity.cost import Interval
+from mlops_sdk.capacity.lease import LeaseRequest, LeaseState, NodeEvidence, from_iso, to_iso
+from mlops_sdk.journal import Entry, EntryKind
+
+
+@dataclass(slots=True, kw_only=True)
+class Piece:
+    """One allocation of a generation, as journalled."""
+
+    name: str
+    allocation_id: str = ""
+    node_id: str = ""
+    node_name: str = ""
+    since: datetime | None = None
+    deployed: bool = False
+    evidence: NodeEvidence | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """One generation of a run's lease, as journalled."""
+
+    number: int
+    request: LeaseRequest | None = None
+    leased: bool = False
+    releasing: bool = False
+    released: bool = False
+    credential: str = ""
+    credential_revoked: bool = False
+    pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
+
+    @property
+    def state(self) -> LeaseState | None:
+        """Where the lease stands; None before anything was asked for."""
+        if self.request is None:
+            return None
+        given_back = bool(self.pieces) and all(p.evidence is not None for p in self.pieces.values())
+        if self.released or (given_back and self.credential_revoked):
+            return LeaseState.RELEASED
+        if self.releasing or given_back:
+            return LeaseState.RELEASING
+        if self.leased:
+            return LeaseState.ACTIVE
+        deploying = any(piece.deployed for piece in self.pieces.values())
+        return LeaseState.DEPLOYING if deploying else LeaseState.REQUESTED
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """A whole run, as journalled."""
+
+    run_id: str = ""
+    name: str = ""
+    owner: str = ""
+    started_at: datetime | None = None
+    last_at: datetime | None = None
+    generations: dict[int, Generation] = field(default_factory=dict[int, Generation])
+    intervals: list[Interval] = field(default_factory=list[Interval])
+
+    @property
+    def latest(self) -> Generation | None:
+        """The newest generation, or None before any."""
+        return self.generations[max(self.generations)] if self.generations else None
+
+
+def read_history(entries: Iterable[Entry]) -> History:
+    """Fold the entries, oldest first, into what they tell."""
+    history = History()
+    for entry in entries:
+        history.last_at = entry.at
+        if entry.action == "run":
+            history.run_id = str(entry.data.get("run_id", ""))
+            history.name = str(entry.data.get("name", ""))
+            history.owner = str(entry.data.get("owner", ""))
+            history.started_at = entry.at
+        if entry.generation:
+            number = entry.generation
+            _apply(history.generations.setdefault(number, Generation(number=number)), entry)
+        if entry.kind is EntryKind.COST:
+            history.intervals.append(_interval(entry.data))
+    return history
+
+
+def request_to_json(request: LeaseRequest) -> dict[str, Any]:
+    """A request as journalled."""
+    return {
+        "nodes": request.nodes,
+        "resource_class": request.resource_class,
+        "traits": list(request.traits),
+        "deadline": to_iso(request.deadline),
+        "wait_s": request.wait_s,
+    }
+
+
+def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
+    """A request from the journal."""
+    return LeaseRequest(
+        nodes=int(data["nodes"]),
+        resource_class=str(data["resource_class"]),
+        traits=tuple(data["traits"]),
+        deadline=from_iso(str(data["deadline"])),
+        wait_s=float(data["wait_s"]),
+    )
+
+
+def _apply(generation: Generation, entry: Entry) -> None:
+    data = entry.data
+    if entry.action == "lease" and entry.kind is EntryKind.INTENT:
+        generation.request = generation.request or request_from_json(data["request"])
+    elif entry.action == "lease" and entry.kind is EntryKind.OUTCOME:
+        generation.leased = True
+    elif entry.action == "release":
+        generation.releasing = True
+        generation.released = generation.released or entry.kind is EntryKind.OUTCOME
+    elif entry.action == "credential.create":
+        generation.credential = entry.resource
+    elif entry.action == "credential.revoke":
+        generation.credential_revoked = generation.credential_revoked or entry.kind is EntryKind.OUTCOME
+    elif entry.action in {"allocation.create", "machine.deploy", "machine.released"}:
+        _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
+
+
+def _apply_piece(piece: Piece, entry: Entry) -> None:
+    data = entry.data
+    piece.allocation_id = str(data.get("allocation_id") or piece.allocation_id)
+    piece.node_id = str(data.get("node_id") or piece.node_id)
+    piece.node_name = str(data.get("node_name") or piece.node_name)
+    if entry.action == "allocation.create" and entry.kind is EntryKind.OUTCOME:
+        piece.since = entry.at
+    if entry.action == "machine.deploy":
+        piece.deployed = True
+    if entry.kind is EntryKind.EVIDENCE:
+        piece.evidence = NodeEvidence.parse(data)
+
+
+def _interval(data: Mapping[str, Any]) -> Interval:
+    return Interval(
+        node_id=str(data["node_id"]),
+        resource_class=str(data["resource_class"]),
+        start=from_iso(str(data["start"])),
+        end=from_iso(str(data["end"])),
+    )

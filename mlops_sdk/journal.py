@@ -1,0 +1,161 @@
+"""What happened to a run: an append-only list of small JSON objects in S3, one object an entry.
+
+The cloud is the authority on what exists; the journal is the authority on what happened. Losing it loses history, never
+a machine.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from mlops_sdk.capacity.lease import from_iso, to_iso
+from mlops_sdk.errors import RemoteError, ServiceUnavailable
+from mlops_sdk.objects import ObjectStore, to_json
+
+_ATTEMPTS = 50
+
+
+class EntryKind(enum.Enum):
+    """What an entry tells."""
+
+    INTENT = "intent"  # written before something is created or given back
+    OUTCOME = "outcome"  # what came of it
+    EVIDENCE = "evidence"  # what was seen after something was given back
+    COST = "cost"  # an interval that was paid for
+    EVENT = "event"  # anything else worth knowing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One entry: number in the journal, when, who wrote it, about what."""
+
+    number: int
+    at: datetime
+    writer: str
+    kind: EntryKind
+    action: str
+    resource: str = ""
+    generation: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored."""
+        return {
+            "number": self.number,
+            "at": to_iso(self.at),
+            "writer": self.writer,
+            "kind": self.kind.value,
+            "action": self.action,
+            "resource": self.resource,
+            "generation": self.generation,
+            "data": dict(self.data),
+        }
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Entry:
+        """From a stored object."""
+        return cls(
+            number=int(raw["number"]),
+            at=from_iso(str(raw["at"])),
+            writer=str(raw["writer"]),
+            kind=EntryKind(raw["kind"]),
+            action=str(raw["action"]),
+            resource=str(raw.get("resource", "")),
+            generation=int(raw.get("generation", 0)),
+            data=raw.get("data", {}),
+        )
+
+
+class Journal:
+    """The journal of one run. Several processes may append at once: each number is taken by a conditional PUT.
+
+    Args:
+        store: The deployment's bucket.
+        run_key: Which run.
+        now: The service's clock.
+        writer: Who appends (``run`` or ``reaper``).
+    """
+
+    def __init__(self, store: ObjectStore, run_key: str, *, now: Callable[[], datetime], writer: str = "run") -> None:
+        self._store = store
+        self._prefix = f"runs/{run_key}/journal/"
+        self._now = now
+        self._writer = f"{writer}-{uuid.uuid4().hex[:8]}"
+        self._next = 0
+        self._backlog: list[Entry] = []
+        self._lock = threading.Lock()
+
+    def append(self, kind: EntryKind, action: str, resource: str = "", /, *, generation: int = 0, **data: Any) -> Entry:
+        """Write one entry behind the last one; returns it with its number.
+
+        Raises:
+            RemoteError: S3 failed, or other writers took every number we tried.
+        """
+        with self._lock:
+            self._flush()
+            return self._write(self._entry(kind, action, resource, generation, data))
+
+    def note(self, kind: EntryKind, action: str, resource: str = "", /, *, generation: int = 0, **data: Any) -> None:
+        """As `append`, for what must not fail because S3 is down (giving back): kept, and written by the next call."""
+        with self._lock:
+            self._backlog.append(self._entry(kind, action, resource, generation, data))
+            with suppress(ServiceUnavailable):
+                self._flush()
+
+    def _flush(self) -> None:
+        while self._backlog:
+            self._write(self._backlog[0])
+            self._backlog.pop(0)
+
+    def _entry(self, kind: EntryKind, action: str, resource: str, generation: int, data: Mapping[str, Any]) -> Entry:
+        return Entry(
+            number=0,
+            at=self._now(),
+            writer=self._writer,
+            kind=kind,
+            action=action,
+            resource=resource,
+            generation=generation,
+            data=data,
+        )
+
+    def _write(self, entry: Entry) -> Entry:
+        number = self._next or self._last_number() + 1
+        for attempt in range(_ATTEMPTS):
+            numbered = replace(entry, number=number + attempt)
+            if self._store.put_if_absent(f"{self._prefix}{numbered.number:08d}.json", to_json(numbered.to_json())):
+                self._next = numbered.number + 1
+                return numbered
+        raise RemoteError(
+            f"journal {self._prefix!r} did not take an entry",
+            seen=f"{_ATTEMPTS} numbers from {number} on were taken by others",
+            next_step="see who else writes this run's journal: `mlops runs show`",
+        )
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first."""
+        found: list[Entry] = []
+        for info in self._store.list(self._prefix):
+            raw = self._store.get_json(info.key)
+            if raw is not None:
+                found.append(Entry.parse(raw))
+        return found
+
+    def first(self) -> Entry | None:
+        """The entry that opened the run, or None when there is no such run."""
+        raw = self._store.get_json(f"{self._prefix}{1:08d}.json")
+        return None if raw is None else Entry.parse(raw)
+
+    def _last_number(self) -> int:
+        last = 0
+        for info in self._store.list(self._prefix):
+            stem = info.key.removeprefix(self._prefix).removesuffix(".json")
+            last = max(last, int(stem) if stem.isdigit() else 0)
+        return last

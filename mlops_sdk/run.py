@@ -1,0 +1,518 @@
+"""A Run owns everything that is created for it, and gives all of it back.
+
+    with client.start_run(name="nightly") as run:
+        lease = run.lease(LeaseRequest(nodes=2, resource_class="gpu.h200.8x", deadline=...))
+        ...
+    run.prove().complete  # True
+
+Its id is fixed before anything is created and every name follows from it, so any process can find a run again
+(`Run.attach`), and a crash at any point is repaired by looking. While the process lives, a heartbeat renews the lease;
+when it dies, the reaper returns what it held.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, NodeEvidence, to_iso
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
+from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.providers.ironic_release import Held
+from mlops_sdk.clock import Clock, SystemClock
+from mlops_sdk.config import KeystoneSettings, Settings
+from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, RemoteError
+from mlops_sdk.heartbeat import Heartbeat
+from mlops_sdk.history import Generation, History, Piece, read_history, request_to_json
+from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest, RunCredential
+from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
+from mlops_sdk.journal import EntryKind, Journal
+from mlops_sdk.names import resource_name, run_key
+from mlops_sdk.objects import ObjectStore
+from mlops_sdk.proof import Proof
+from mlops_sdk.proving import prove
+
+if TYPE_CHECKING:
+    from mlops_sdk.client import Client
+
+Phase = Literal["before", "after"]
+EventCallback = Callable[[str, Phase, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a run talks to. `Client` builds it; tests put fakes in.
+
+    Attributes:
+        settings: The deployment.
+        store: Its bucket.
+        broker: Mints and revokes credentials, with the broker's own login.
+        baremetal: Ironic through the broker's login: clock, quotes, proofs, release when the run's credential is gone.
+        connect: Ironic through another login: each run's own.
+        clock: Durations and pauses.
+    """
+
+    settings: Settings
+    store: ObjectStore
+    broker: CredentialBroker
+    baremetal: BaremetalApi
+    connect: Callable[[KeystoneSettings], BaremetalApi]
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The machines a run holds."""
+
+    nodes: tuple[Node, ...]
+    generation: int
+    request: LeaseRequest
+
+    @property
+    def deadline(self) -> datetime:
+        """Hard end: the reaper takes the machines back after it."""
+        return self.request.deadline
+
+
+class Run:
+    """One run. Made by `Client.start_run` and `Client.attach`; not thread-safe except for its heartbeat.
+
+    Attributes:
+        id: uuid5 over deployment and name.
+        key: The 12 characters by which outside resources name the run.
+        name: What the user called it.
+        generation: Of the lease; a retry after failure opens the next one.
+        prefix: Where the run keeps its objects: ``runs/<key>``.
+        store: The deployment's bucket.
+        settings: The deployment.
+        journal: What happened to the run.
+    """
+
+    def __init__(self, services: Services, *, run_id: uuid.UUID, name: str, owner: str) -> None:
+        self._services = services
+        self.settings = services.settings
+        self.store = services.store
+        self.id = run_id
+        self.key = run_key(run_id)
+        self.name = name
+        self.owner = owner
+        self.prefix = f"runs/{self.key}"
+        self.journal = Journal(services.store, self.key, now=services.baremetal.now)
+        self.generation = 1
+        self._fence = Fence(services.store, now=services.baremetal.now, ttl_s=self.settings.lease.renew_for_s)
+        self._callbacks: list[EventCallback] = []
+        self._credential: RunCredential | None = None
+        self._leases: IronicLeases | None = None
+        self._grant: Grant | None = None
+        self._lease: Lease | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._beat_lock = threading.Lock()
+        self._seen_machines = 0
+        self._given_back = False
+        self._keep = False
+
+    @classmethod
+    def attach(cls, id: uuid.UUID | str, client: Client | None = None) -> Run:  # noqa: A002 - the word of the field
+        """Find a run again from any process, by id or key. See `Client.attach`."""
+        from mlops_sdk.client import Client as DefaultClient  # noqa: PLC0415 - client.py builds on this module
+
+        return (client or DefaultClient()).attach(id)
+
+    def open(self) -> None:
+        """Write the first journal entry of a new run, or continue where the journal ends. Called by the client."""
+        first = self.journal.first()
+        if first is None:
+            deployment = str(self.settings.deployment_id)
+            self.journal.append(
+                EntryKind.EVENT, "run", run_id=str(self.id), name=self.name, owner=self.owner, deployment_id=deployment
+            )
+            return
+        history = self.history()
+        self.name = history.name or self.name
+        self.owner = history.owner or self.owner
+        latest = history.latest
+        if latest is not None:
+            ended = latest.state is LeaseState.RELEASED
+            self.generation = latest.number + 1 if ended else latest.number
+
+    # What the run has
+
+    @property
+    def client_key(self) -> SshKey:
+        """The key by which this process logs in to the machines of this generation."""
+        return client_key(self._broker_key, self.id, self.generation)
+
+    @property
+    def peer_key(self) -> SshKey:
+        """The key by which the machines of this generation log in to each other."""
+        return peer_key(self._broker_key, self.id, self.generation)
+
+    @property
+    def credential(self) -> RunCredential:
+        """The run's own application credential.
+
+        Raises:
+            LeaseLost: there is none before `lease` and after `release`.
+        """
+        if self._credential is None:
+            raise LeaseLost(f"run {self.key!r} has no credential", next_step="call run.lease() first")
+        return self._credential
+
+    @property
+    def held(self) -> Lease | None:
+        """The lease this process holds, or None."""
+        return self._lease
+
+    def history(self) -> History:
+        """What the journal tells of this run."""
+        return read_history(self.journal.entries())
+
+    def on_event(self, callback: EventCallback) -> None:
+        """Be told at each boundary: step, "before" or "after", details. An exception in a callback aborts the step."""
+        self._callbacks.append(callback)
+
+    # Lease
+
+    def lease(self, request: LeaseRequest | None = None) -> Lease:
+        """Machines for this run: all that were asked for, deployed. Look-up-or-create: called again, it adopts.
+
+        On any failure everything that was got is given back before the error leaves this call.
+
+        Args:
+            request: What is wanted. None, or a request repeated with another deadline, continues this generation's own.
+
+        Raises:
+            NoCapacity: not enough machines within `request.wait_s`.
+            NodeFailed: a machine did not come up; `next_generation` opens a new try.
+            LeaseLost: this generation was given back already.
+            AccessDenied: Keystone or Ironic refuses us.
+        """
+        request = self._agree(request)
+        self._grant = Grant(
+            run_id=self.id,
+            deployment_id=self.settings.deployment_id,
+            generation=self.generation,
+            owner=self.owner,
+            request=request,
+            broker_key=self.settings.broker_key,
+        )
+        self.journal.append(EntryKind.INTENT, "lease", generation=self.generation, request=request_to_json(request))
+        try:
+            return self._acquire(self._grant)
+        except BaseException as error:
+            self._seen_machines = 0
+            reason = EndReason.CANCELLED
+            if isinstance(error, MlopsError):
+                reason = EndReason.NO_CAPACITY if isinstance(error, NoCapacity) else EndReason.NODE_FAILED
+            with _keeping(error):
+                self.release(reason)
+            raise
+
+    def raise_if_lost(self) -> None:
+        """Check that the machines are still ours.
+
+        Raises:
+            LeaseLost: past the deadline, not renewed in time, or given back by somebody else.
+        """
+        if self._lease is None or self._heartbeat is None:
+            raise LeaseLost(f"run {self.key!r} holds no lease", next_step="call run.lease() first")
+        seen = ""
+        if self._services.baremetal.now() > self._lease.deadline:
+            seen = f"the deadline {to_iso(self._lease.deadline)} has passed"
+        elif self._seen_machines < len(self._lease.nodes):
+            seen = f"{self._seen_machines} of {len(self._lease.nodes)} allocations are still there"
+        elif self._heartbeat.silent_for_s > self.settings.lease.renew_for_s:
+            cause = f" ({self._heartbeat.error})" if self._heartbeat.error else ""
+            seen = f"not renewed for {self._heartbeat.silent_for_s:.0f} s{cause}"
+        if seen:
+            raise LeaseLost(
+                f"run {self.key!r} lost its lease (generation {self.generation})",
+                seen=seen,
+                next_step="release, and lease again with run.next_generation()",
+            )
+
+    def release(self, reason: EndReason = EndReason.FINISHED) -> tuple[NodeEvidence, ...]:
+        """Give every machine of this generation back, wait for its cleaning, revoke the credential. Idempotent.
+
+        Returns the evidence per machine, also when the reaper or another process was faster.
+        """
+        generation = self._generation_state()
+        if self._given_back or generation.request is None:
+            self._end_heartbeat()
+            return tuple(p.evidence for p in generation.pieces.values() if p.evidence is not None)
+        self.journal.note(EntryKind.INTENT, "release", generation=self.generation, reason=reason.value)
+        evidence = self._release_machines(generation, reason)
+        self._revoke(resource_name(self.id, self.generation, "cred"))
+        self.journal.note(
+            EntryKind.OUTCOME,
+            "release",
+            generation=self.generation,
+            outcomes={item.resource: item.outcome.value for item in evidence},
+        )
+        self._end_heartbeat()
+        self.store_forget_heartbeat()
+        self._given_back = True
+        self._lease = None
+        self._credential = None
+        self._leases = None
+        return evidence
+
+    def next_generation(self) -> int:
+        """Give this generation back and open the next one: how a retry after a failure begins."""
+        self.release(EndReason.NODE_FAILED)
+        self.generation += 1
+        self._given_back = False
+        self._grant = None
+        self.journal.append(EntryKind.EVENT, "generation", generation=self.generation)
+        return self.generation
+
+    def prove(self) -> Proof:
+        """Everything this run ever created, with the evidence that it was given back. Looks; changes nothing."""
+        return prove(
+            self.key,
+            self.history(),
+            baremetal=self._services.baremetal,
+            broker=self._services.broker,
+            fence=self._fence,
+            skew_s=self.settings.lease.clock_skew_s,
+        )
+
+    # Ends of the process's care
+
+    def keep(self) -> None:
+        """Leave the `with` block without giving back: attach again within the renewal time, or the reaper acts."""
+        self._keep = True
+
+    def close(self) -> None:
+        """Stop renewing and leave everything as it is. Idempotent."""
+        self._end_heartbeat()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del traceback
+        if self._keep:
+            self.close()
+            return
+        if error is None:
+            self.release()
+            return
+        reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.FINISHED
+        with _keeping(error):
+            self.release(EndReason.NODE_FAILED if isinstance(error, LeaseLost) else reason)
+
+    @property
+    def _broker_key(self) -> str:
+        return self.settings.broker_key.get_secret_value()
+
+    def _agree(self, request: LeaseRequest | None) -> LeaseRequest:
+        """The request of this generation: the journalled one if there is one."""
+        generation = self._generation_state()
+        if generation.state in {LeaseState.RELEASING, LeaseState.RELEASED} or self._given_back:
+            raise LeaseLost(
+                f"generation {self.generation} of run {self.key!r} was given back",
+                next_step="call run.next_generation() to lease again",
+            )
+        earlier = generation.request
+        if earlier is None and request is None:
+            raise LeaseLost(
+                f"run {self.key!r} never asked for a lease", next_step="call run.lease() with a LeaseRequest"
+            )
+        if earlier is None or request is None:
+            return request or _known(earlier)
+        if replace(request, deadline=earlier.deadline, wait_s=earlier.wait_s) != earlier:
+            raise LeaseLost(
+                f"generation {self.generation} of run {self.key!r} was asked for as {earlier}, not {request}",
+                next_step="release it and call run.next_generation() to lease something else",
+            )
+        return replace(earlier, wait_s=request.wait_s)
+
+    def _acquire(self, grant: Grant) -> Lease:
+        self._start_heartbeat(grant)
+        wanted = CredentialRequest(
+            run_id=self.id,
+            deployment_id=self.settings.deployment_id,
+            generation=self.generation,
+            deadline=grant.request.deadline,
+            grace_s=self.settings.lease.grace_s,
+        )
+        with self._boundary("credential.create", wanted.name) as detail:
+            self._credential = self._services.broker.mint(wanted, now=self._services.baremetal.now())
+            detail.update(credential_id=self._credential.id, expires_at=to_iso(self._credential.expires_at))
+        api = self._services.connect(self._credential.login(self.settings.keystone))
+        self._leases = self._on(api)
+        nodes = self._leases.acquire(grant)
+        self._seen_machines = len(nodes)
+        self._lease = Lease(nodes=nodes, generation=self.generation, request=grant.request)
+        self.journal.append(
+            EntryKind.OUTCOME,
+            "lease",
+            generation=self.generation,
+            nodes=[{"id": n.id, "name": n.name, "image": n.image, "driver": n.driver} for n in nodes],
+        )
+        return self._lease
+
+    def _on(self, api: BaremetalApi) -> IronicLeases:
+        return IronicLeases(api, self._fence, self.settings.lease, self._services.clock, boundary=self._boundary)
+
+    def _release_machines(self, generation: Generation, reason: EndReason) -> tuple[NodeEvidence, ...]:
+        """Through the run's own credential while there is one; through the broker's login when it is gone."""
+        grant = self._grant or Grant(
+            run_id=self.id,
+            deployment_id=self.settings.deployment_id,
+            generation=self.generation,
+            owner=self.owner,
+            request=_known(generation.request),
+            broker_key=self.settings.broker_key,
+        )
+        todo = [_held(generation, name) for name in grant.names]
+        leases = self._leases or self._on(self._services.baremetal)
+
+        def on_evidence(evidence: NodeEvidence) -> None:
+            self._note_evidence(generation, grant, evidence)
+
+        try:
+            return leases.release(grant, todo, reason=reason, on_evidence=on_evidence)
+        except AccessDenied:
+            if self._leases is None:
+                raise
+            leases = self._on(self._services.baremetal)
+            return leases.release(grant, todo, reason=reason, on_evidence=on_evidence)
+
+    def _note_evidence(self, generation: Generation, grant: Grant, evidence: NodeEvidence) -> None:
+        note_evidence(
+            self.journal,
+            evidence,
+            generation=generation.number,
+            resource_class=grant.request.resource_class,
+            since=_held(generation, evidence.resource).since,
+        )
+        self._tell("machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value})
+
+    def _revoke(self, name: str) -> None:
+        self._tell("credential.revoke", "before", {"resource": name})
+        self.journal.note(EntryKind.INTENT, "credential.revoke", name, generation=self.generation)
+        revoked = self._services.broker.revoke(name)
+        self.journal.note(EntryKind.OUTCOME, "credential.revoke", name, generation=self.generation, was_there=revoked)
+        self._tell("credential.revoke", "after", {"resource": name})
+
+    def _generation_state(self) -> Generation:
+        try:
+            found = self.history().generations.get(self.generation)
+        except RemoteError:
+            if self._grant is None:
+                raise
+            # S3 is down while we give back: what this process knows is enough
+            found = Generation(number=self.generation, request=self._grant.request)
+            for name in self._grant.names:
+                found.pieces[name] = Piece(name=name, deployed=True)
+        return found or Generation(number=self.generation)
+
+    def _start_heartbeat(self, grant: Grant) -> None:
+        self._end_heartbeat()
+        settings = self.settings.lease
+
+        def beat() -> None:
+            self._beat(grant)
+
+        self._heartbeat = Heartbeat(beat, period_s=settings.renew_for_s / 4, clock=self._services.clock)
+        self._heartbeat.start()
+
+    def _beat(self, grant: Grant) -> None:
+        """Renew every allocation, and say so in the heartbeat object. S3 being down does not cost the lease."""
+        with self._beat_lock:
+            now = self._services.baremetal.now()
+            if now > grant.request.deadline:
+                return
+            leases = self._leases
+            if leases is not None:
+                self._seen_machines = leases.renew(grant)
+            body = {
+                "run_id": str(self.id),
+                "generation": grant.generation,
+                "deadline": to_iso(grant.request.deadline),
+                "renewed_until": to_iso(now + timedelta(seconds=self.settings.lease.renew_for_s)),
+            }
+            with suppress(RemoteError) if leases is not None else _nothing():
+                self.store.put_json(f"{self.prefix}/heartbeat.json", body)
+
+    def store_forget_heartbeat(self) -> None:
+        """Remove the heartbeat object: the run holds nothing any more."""
+        with suppress(RemoteError):
+            self.store.delete(f"{self.prefix}/heartbeat.json")
+
+    def _end_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+
+    @contextmanager
+    def _boundary(self, step: str, resource: str, **detail: Any) -> Generator[dict[str, Any]]:
+        """Journal the intent, tell, let the call happen, journal the outcome, tell."""
+        write = self.journal.note if step in _GIVING_BACK else self.journal.append
+        write(EntryKind.INTENT, step, resource, generation=self.generation, **detail)
+        self._tell(step, "before", {"resource": resource, **detail})
+        yield detail
+        write(EntryKind.OUTCOME, step, resource, generation=self.generation, **detail)
+        self._tell(step, "after", {"resource": resource, **detail})
+
+    def _tell(self, step: str, phase: Phase, detail: dict[str, Any]) -> None:
+        for callback in self._callbacks:
+            callback(step, phase, detail)
+
+
+_GIVING_BACK = {"allocation.delete", "machine.tear_down"}
+
+
+def note_evidence(
+    journal: Journal, evidence: NodeEvidence, *, generation: int, resource_class: str, since: datetime | None
+) -> None:
+    """Write down how a machine was given back, and the interval it cost."""
+    journal.note(EntryKind.EVIDENCE, "machine.released", evidence.resource, generation=generation, **evidence.to_json())
+    if evidence.node_id and since is not None:
+        journal.note(
+            EntryKind.COST,
+            "machine.interval",
+            evidence.resource,
+            generation=generation,
+            node_id=evidence.node_id,
+            resource_class=resource_class,
+            start=to_iso(since),
+            end=evidence.finished_at,
+        )
+
+
+def _held(generation: Generation, name: str) -> Held:
+    piece = generation.pieces.get(name) or Piece(name=name)
+    return Held(name=name, node_id=piece.node_id, deployed=piece.deployed, since=piece.since)
+
+
+def _known(request: LeaseRequest | None) -> LeaseRequest:
+    if request is None:
+        raise LeaseLost("this generation never asked for a lease", next_step="call run.lease() with a LeaseRequest")
+    return request
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+@contextmanager
+def _keeping(error: BaseException) -> Generator[None]:
+    """Do not let an error while giving back hide the error that made us give back: note it on that one."""
+    try:
+        yield
+    except MlopsError as second:
+        error.add_note(f"while giving back: {second}; the reaper returns what is left")
