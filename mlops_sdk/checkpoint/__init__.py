@@ -1,0 +1,1 @@
+"""Checkpoints in S3: safetensors shards, a JSON manifest as the commit, verified at load."""

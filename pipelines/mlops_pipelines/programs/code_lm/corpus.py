@@ -1,0 +1,301 @@
+"""The corpus: Python's own standard library, split by file, tokenised with a byte-level BPE trained on the train part.
+
+Prepared data is one safetensors file: tokens and text of both parts, the tokenizer, and what it was made from. Its
+SHA-256 is the data hash, under which it is stored (``data/<hash>/code_lm.safetensors``) and checked on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlops_sdk.errors import BundleError
+from mlops_sdk.objects import ObjectStore, to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+FILE_NAME = "code_lm.safetensors"
+END_OF_FILE = "<|endoftext|>"
+
+Part = Literal["train", "held_out"]
+
+# Left out: test suites and third-party code; generated tables; bundled applications; what 3.12 removed.
+_SKIP = (
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    | {"encodings", "pydoc_data", "__phello__"}
+    | {"idlelib", "tkinter", "turtledemo", "ensurepip"}
+    | {"lib2to3", "distutils", "msilib"}
+)
+_SKIP_PREFIXES = ("config-", "_sysconfigdata")
+_HELD_OUT_SHARE = 0.1
+_SALT = "code-lm-split-1"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(_Model):
+    """One part of the corpus: its files in path order, `sizes[i]` bytes and `token_counts[i]` tokens each."""
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    token_counts: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the part."""
+        return sum(self.sizes)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the part, the one before each file included."""
+        return sum(self.token_counts)
+
+
+class Meta(_Model):
+    """What prepared data consists of. `corpus_sha256` is the :func:`canonical_hash` of the sources."""
+
+    version: Literal[1] = 1
+    python: str
+    corpus_sha256: str
+    vocabulary: int
+    train: Split
+    held_out: Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of the corpus: path relative to the standard library, and its bytes (UTF-8)."""
+
+    path: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedData:
+    """Prepared data on disk: one file, its hash and size."""
+
+    path: Path
+    sha256: str
+    size: int
+    meta: Meta
+
+    @classmethod
+    def open(cls, path: Path) -> PreparedData:
+        """Prepared data from its file.
+
+        Raises:
+            BundleError: the file is not prepared data of this version.
+        """
+        from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - extra [train]
+
+        try:
+            with safe_open(path, framework="np") as file:
+                meta = Meta.model_validate_json((file.metadata() or {}).get("meta", ""))
+        except (OSError, SafetensorError, ValidationError) as error:
+            raise BundleError(
+                f"{str(path)!r} is not prepared data that this version of the program can read",
+                seen=str(error).splitlines()[0],
+                next_step="prepare the data with the same version of the program",
+            ) from error
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(path=path, sha256=digest, size=path.stat().st_size, meta=meta)
+
+    @property
+    def key(self) -> str:
+        """Its key in the bucket."""
+        return f"data/{self.sha256}/{FILE_NAME}"
+
+    def tokens(self, part: Part) -> list[NDArray[np.uint16]]:
+        """Token ids, file by file; each file begins with the end-of-file token."""
+        return _cut(self._array(f"{part}.tokens"), self._split(part).token_counts)
+
+    def stream(self, part: Part) -> NDArray[np.uint16]:
+        """Token ids of all files one after the other."""
+        return self._array(f"{part}.tokens")
+
+    def text(self, part: Part) -> list[bytes]:
+        """The files' bytes."""
+        return [a.tobytes() for a in _cut(self._array(f"{part}.text"), self._split(part).sizes)]
+
+    def tokenizer_json(self) -> bytes:
+        """The ``tokenizer.json`` of the byte-level BPE."""
+        return self._array("tokenizer").tobytes()
+
+    def tokenizer(self) -> Tokenizer:
+        """The byte-level BPE."""
+        from tokenizers import Tokenizer  # noqa: PLC0415 - extra [train]
+
+        return Tokenizer.from_str(self.tokenizer_json().decode())
+
+    def _split(self, part: Part) -> Split:
+        return self.meta.train if part == "train" else self.meta.held_out
+
+    def _array(self, name: str) -> NDArray[Any]:
+        from safetensors import safe_open  # noqa: PLC0415 - extra [train]
+
+        with safe_open(self.path, framework="np") as file:
+            return file.get_tensor(name)
+
+
+def standard_library(root: Path | None = None) -> list[SourceFile]:
+    """The sources of the running Python's standard library, sorted by path, without duplicates."""
+    base = root or Path(sysconfig.get_path("stdlib"))
+    seen: set[str] = set()
+    files: list[SourceFile] = []
+    for path in sorted(base.rglob("*.py"), key=lambda p: p.relative_to(base).as_posix()):
+        relative = path.relative_to(base)
+        if _SKIP.intersection(relative.parts) or any(p.startswith(_SKIP_PREFIXES) for p in relative.parts):
+            continue
+        text = path.read_bytes()
+        digest = hashlib.sha256(text).hexdigest()
+        if not text or digest in seen or not _is_utf8(text):
+            continue
+        seen.add(digest)
+        files.append(SourceFile(path=relative.as_posix(), text=text))
+    return files
+
+
+def is_held_out(path: str) -> bool:
+    """Whether a file belongs to the held-out part: decided by its path alone, so that it never moves."""
+    return _path_hash(path) < _HELD_OUT_SHARE
+
+
+def canonical_hash(files: Iterable[SourceFile]) -> str:
+    """SHA-256 over (path length, path, text length, text) of every file in path order."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.path):
+        path = file.path.encode()
+        digest.update(len(path).to_bytes(8, "big") + path + len(file.text).to_bytes(8, "big") + file.text)
+    return digest.hexdigest()
+
+
+def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile] | None = None) -> PreparedData:
+    """Build the data in `out_dir`: train the BPE on the train part, tokenise both parts, write one file.
+
+    Deterministic: the same sources and vocabulary give the same data hash.
+    """
+    import numpy as np  # noqa: PLC0415 - extra [train]
+    from safetensors.numpy import save_file  # noqa: PLC0415 - extra [train]
+
+    sources = sorted(standard_library() if files is None else files, key=lambda f: f.path)
+    parts: dict[Part, list[SourceFile]] = {
+        "train": [f for f in sources if not is_held_out(f.path)],
+        "held_out": [f for f in sources if is_held_out(f.path)],
+    }
+    _require_both(parts)
+    tokenizer = _train_tokenizer(parts["train"], vocabulary)
+    arrays: dict[str, NDArray[Any]] = {"tokenizer": _as_array(tokenizer.to_str().encode())}
+    splits: dict[Part, Split] = {}
+    for part, members in parts.items():
+        encoded = encode_files(tokenizer, [f.text for f in members])
+        arrays[f"{part}.tokens"] = np.concatenate([np.array(ids, dtype=np.uint16) for ids in encoded])
+        arrays[f"{part}.text"] = _as_array(b"".join(f.text for f in members))
+        splits[part] = Split(
+            paths=tuple(f.path for f in members),
+            sizes=tuple(len(f.text) for f in members),
+            token_counts=tuple(len(ids) for ids in encoded),
+        )
+    meta = Meta(
+        python=platform.python_version(),
+        corpus_sha256=canonical_hash(sources),
+        vocabulary=tokenizer.get_vocab_size(),
+        train=splits["train"],
+        held_out=splits["held_out"],
+    )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / FILE_NAME
+    save_file(arrays, path, metadata={"meta": to_json(meta.model_dump(mode="json")).decode()})
+    return PreparedData.open(path)
+
+
+def sample(data: PreparedData, limit: int) -> list[int]:
+    """Which held-out files to measure on: in the order of their paths' hashes, those that still fit into `limit` bytes.
+
+    The smallest file if none fits. The same files for every model and for the baseline.
+    """
+    sizes = data.meta.held_out.sizes
+    by_hash = sorted(range(len(sizes)), key=lambda i: _path_hash(data.meta.held_out.paths[i]))
+    chosen: list[int] = []
+    left = limit
+    for index in by_hash:
+        if sizes[index] <= left:
+            chosen.append(index)
+            left -= sizes[index]
+    return sorted(chosen) or [min(range(len(sizes)), key=lambda i: sizes[i])]
+
+
+def upload(data: PreparedData, store: ObjectStore) -> None:
+    """Store prepared data under its hash; what is there already is left alone."""
+    store.put_if_absent(data.key, data.path.read_bytes())
+
+
+def encode_files(tokenizer: Tokenizer, texts: Sequence[bytes]) -> list[list[int]]:
+    """Token ids of each file, preceded by the end-of-file token (which is also the start of a file)."""
+    end = tokenizer.encode(END_OF_FILE).ids
+    return [[*end, *encoding.ids] for encoding in tokenizer.encode_batch([t.decode() for t in texts])]
+
+
+def _train_tokenizer(files: Sequence[SourceFile], vocabulary: int) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - extra [train]
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_FILE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((f.text.decode() for f in files), trainer=trainer)
+    return tokenizer
+
+
+def _require_both(parts: dict[Part, list[SourceFile]]) -> None:
+    if not all(parts.values()):
+        raise BundleError(
+            "the corpus has no train or no held-out part",
+            seen=", ".join(f"{len(members)} files in {part}" for part, members in parts.items()),
+            next_step="use a Python that has its standard library's sources installed",
+        )
+
+
+def _as_array(body: bytes) -> NDArray[np.uint8]:
+    import numpy as np  # noqa: PLC0415 - extra [train]
+
+    return np.frombuffer(body, dtype=np.uint8)
+
+
+def _cut(array: NDArray[Any], lengths: Iterable[int]) -> list[NDArray[Any]]:
+    out: list[NDArray[Any]] = []
+    start = 0
+    for length in lengths:
+        out.append(array[start : start + length])
+        start += length
+    return out
+
+
+def _path_hash(path: str) -> float:
+    """A number in [0, 1) that depends on the path alone."""
+    return int.from_bytes(hashlib.sha256(f"{_SALT}/{path}".encode()).digest()[:8], "big") / 2**64
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
