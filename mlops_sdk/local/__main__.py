@@ -1,0 +1,57 @@
+"""The first process of a stack's namespace; started by `mlops local up`, never by hand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mlops_sdk.errors import MlopsError, StackError
+from mlops_sdk.local.isolation import become_init
+
+_NETNS = Path("/run/netns")
+
+
+def main() -> int:
+    """Fork into init and supervisor; the supervisor runs the stack."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--until-stdin-closes", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        become_init()
+        _hide_named_namespaces()
+        _run(arguments)
+    except MlopsError as error:
+        sys.stderr.write(f"mlops local up: {error}\n")
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # Imported after the fork, so that the init process stays small.
+    from mlops_sdk.local.stack import Options, run_stack  # noqa: PLC0415
+
+    only = tuple(name for name in arguments.only.split(",") if name)
+    options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults)
+    run_stack(options, until_stdin_closes=arguments.until_stdin_closes)
+
+
+def _hide_named_namespaces() -> None:
+    """Cover /run/netns in this mount namespace: what is named there by a service goes with the stack."""
+    _NETNS.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", _NETNS], check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise StackError("mounting inside the stack's namespace failed", seen=error.stderr) from error
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads that wait in a socket call must not hold up the end

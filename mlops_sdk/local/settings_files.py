@@ -1,0 +1,86 @@
+"""The files that a running stack leaves for its users: client.toml, reaper.toml, admin.json. All 0600."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlops_sdk.local.layout import write_private, write_private_json
+from mlops_sdk.local.services.ceph import s3_keys
+from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identity
+from mlops_sdk.local.site import BUCKET, REGION, Site
+
+# A stack on one computer deploys a machine in seconds; the defaults are for machines that take minutes.
+_LEASE = {
+    "renew_for_s": 20.0,
+    "poll_s": 0.5,
+    "reaper_period_s": 3.0,
+    "clock_skew_s": 1.0,
+    "ssh_timeout_s": 30.0,
+    "deploy_timeout_s": 120.0,
+    "clean_timeout_s": 120.0,
+}
+
+
+def write_settings(site: Site) -> None:
+    """Write all three, each atomically."""
+    auth_url = f"{site.url('keystone')}/v3"
+    found = identity(site)
+    user = {"username": "mlops", "password": site.secrets.keystone_mlops, "project_name": OUR_PROJECT}
+    reaper = {
+        "application_credential_id": found["reaper_credential_id"],
+        "application_credential_secret": site.secrets.reaper_credential,
+    }
+    common = {"auth_url": auth_url, "region": REGION}
+    write_private(site.layout.client_toml, to_toml(_settings(site, {**common, **user})))
+    write_private(site.layout.reaper_toml, to_toml(_settings(site, {**common, **reaper})))
+    write_private_json(
+        site.layout.admin_json,
+        {
+            "auth_url": auth_url,
+            "region": REGION,
+            "admin_username": "admin",
+            "admin_password": site.secrets.keystone_admin,
+            "ironic_url": site.url("ironic"),
+            "bmc_url": site.url("bmc"),
+            "projects": found["projects"],
+            "other_tenant": {
+                "username": "other",
+                "password": site.secrets.keystone_other,
+                "project_name": OTHER_PROJECT,
+            },
+        },
+    )
+
+
+def to_toml(value: Mapping[str, Any]) -> str:
+    """TOML of strings, numbers, booleans, and one level of tables of these. JSON strings are TOML strings."""
+    plain = [f"{json.dumps(key)} = {json.dumps(item)}" for key, item in value.items() if not isinstance(item, Mapping)]
+    tables = [f"\n[{json.dumps(key)}]\n{to_toml(item)}" for key, item in value.items() if isinstance(item, Mapping)]
+    return "\n".join((*plain, *tables)) + "\n"
+
+
+def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
+    keys = s3_keys(site, "mlops")
+    return {
+        "deployment_id": site.secrets.deployment_id,
+        "broker_key": site.secrets.broker_key,
+        "owner": "local",
+        "s3": {
+            "endpoint": site.url("rgw"),
+            "node_endpoint": site.node_url("rgw"),
+            "access_key_id": keys.access_key_id,
+            "secret_access_key": keys.secret_access_key,
+            "bucket": BUCKET,
+        },
+        "keystone": dict(keystone),
+        "mlflow": {
+            "tracking_uri": site.url("mlflow"),
+            "node_tracking_uri": site.node_url("mlflow"),
+            "username": "mlops",
+            "password": site.secrets.mlflow_mlops,
+        },
+        "lease": _LEASE,
+        "node_seconds_price": {"gpu.h200.8x": 0.0083},
+    }
