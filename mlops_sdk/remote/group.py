@@ -2,7 +2,7 @@
 
 Each command runs under `mlops_sdk.remote.lifeline`, so ending one is closing its standard input, and a lost connection
 ends it too. From the first failure to the last process gone: `settle_s` (for the others to say what happened to them)
-+ 2 s (SIGTERM to SIGKILL) + a round trip, under 5 s.
++ 1.5 s (SIGTERM to SIGKILL) + a round trip, under 5 s.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Command:
 
 
 async def run_group(
-    commands: Sequence[Command], *, on_line: OnLine, abort: asyncio.Event | None = None, settle_s: float = 1.5
+    commands: Sequence[Command], *, on_line: OnLine, abort: asyncio.Event | None = None, settle_s: float = 1.0
 ) -> list[End]:
     """Run all to their end. Never raises for what happens on the machines: the ends tell.
 

@@ -4,7 +4,7 @@
     python -m mlops_sdk.remote.lifeline --name NAME [--silence-s S]            (guard: no command of its own)
 
 Standard input is the life line: whoever started us writes a byte now and then. When it closes, or stays silent for
-`--silence-s`, everything ends: SIGTERM, two seconds later SIGKILL. "Everything" is found in two ways, because launchers
+`--silence-s`, everything ends: SIGTERM, 1.5 s later SIGKILL. "Everything" is found in two ways, because launchers
 put their workers into sessions of their own: by descent (we are the sub-reaper of all orphans) and by a mark in the
 environment (`MLOPS_LIFELINE=NAME`), which also catches what another daemon started for the same job. At most one life
 line of a name runs on a machine; a later one waits for the lock and, unless it only guards, sweeps what an earlier one
@@ -31,7 +31,7 @@ from typing import NoReturn
 
 MARK = "MLOPS_LIFELINE"
 LOCKED = 200
-_TERM_GRACE_S = 2.0
+_TERM_GRACE_S = 1.5
 _LOCK_WAIT_S = 20.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -4,67 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
-from pydantic import SecretStr
-
 import mlops_sdk.errors
-from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import BundleError, MlopsError, RemoteCommandError
-from mlops_sdk.identity.ssh_keys import SshKey
-from mlops_sdk.names import run_key
-from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.end import End
 from mlops_sdk.remote.group import Command, run_group
 from mlops_sdk.remote.ssh import Connection
 from mlops_sdk.training import mpi, torchrun
 from mlops_sdk.training.events import AttemptStarted, JobEvent, RankStarted, StepDone, Warned
-from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile, Tracking
+from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile
 from mlops_sdk.training.launch import Placement, Verdict, judge
 from mlops_sdk.training.logs import AttemptLogs
 from mlops_sdk.training.messages import Prepared, Progress, Raised, RankEnded, Refused, Started, decode
 from mlops_sdk.training.plan import PYTHON, NodeCommand, Plan, job_directory
+from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import Launcher, LaunchSpec
 
 _UPLOAD_S = 15.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What the machines must be told besides the program.
-
-    Attributes:
-        run_id: The run that owns everything.
-        client_key: Logs the controller in to the machines.
-        peer_key: Logs the machines in to each other.
-        store: The deployment's bucket, as the controller reaches it.
-        node_s3: The same bucket with the credentials the machines get; its `node_endpoint` is where they reach it.
-        tracking: MLflow run for metrics, if wanted.
-        secrets: Named secrets for the program.
-        ssh_timeout_s: How long a machine may take to answer.
-    """
-
-    run_id: uuid.UUID
-    client_key: SshKey = field(repr=False)
-    peer_key: SshKey = field(repr=False)
-    store: ObjectStore = field(repr=False)
-    node_s3: S3Settings
-    tracking: Tracking | None = None
-    secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
-    ssh_timeout_s: float = 120.0
-
-    @property
-    def run_key(self) -> str:
-        """The run's key in names."""
-        return run_key(self.run_id)
-
-    @property
-    def prefix(self) -> str:
-        """Where the run's objects are."""
-        return f"runs/{self.run_key}"
 
 
 class Attempt:

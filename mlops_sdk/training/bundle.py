@@ -30,14 +30,15 @@ _BLOCK = 1 << 20
 
 
 def put_bundle(
-    store: ObjectStore, *, program: Path | None = None, requirements: str = "", wheel: Path | None = None
+    store: ObjectStore, *, program: Path | None = None, requirements: str | None = None, wheel: Path | None = None
 ) -> BundleRef:
     """Make the bundle and store it, unless it is there already.
 
     Args:
         store: Where to.
         program: A directory whose content becomes importable on the machines.
-        requirements: Text of a lock file; hashes and comments are allowed.
+        requirements: Text of a lock file; hashes and comments are allowed. By default the source tree's lock of the
+            image, or nothing outside of a source tree.
         wheel: Our wheel; by default `MLOPS_WHEEL`, else it is built from the source tree.
 
     Raises:
@@ -47,7 +48,7 @@ def put_bundle(
     files = {f"wheel/{name}": body for name, body in [our_wheel(wheel)]}
     if program is not None:
         files |= {f"program/{name}": body for name, body in read_tree(program).items()}
-    files["requirements.txt"] = requirements.encode()
+    files["requirements.txt"] = (locked_requirements() if requirements is None else requirements).encode()
     body = pack(files)
     ref = BundleRef(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
     if not store.put_if_absent(ref.key, body):
@@ -117,19 +118,28 @@ def our_wheel(wheel: Path | None = None) -> tuple[str, bytes]:
         if not named.is_file():
             raise SettingsError(f"wheel {str(named)!r} does not exist", next_step="correct MLOPS_WHEEL or unset it")
         return named.name, named.read_bytes()
-    return _build_wheel(_source_tree())
+    root = _source_tree()
+    if root is None:
+        raise SettingsError(
+            f"no wheel of {DISTRIBUTION} to send to the machines",
+            seen=f"the library runs from {mlops_sdk.__file__!r}, which is not in its source tree",
+            next_step="set MLOPS_WHEEL to the wheel file that was installed here",
+        )
+    return _build_wheel(root)
 
 
-def _source_tree() -> Path:
+def locked_requirements() -> str:
+    """What the image is built from, when the library runs from its source tree; else ""."""
+    root = _source_tree()
+    locks = [root / "requirements" / name for name in ("image.txt", "torch.txt")] if root else []
+    return "".join(lock.read_text() for lock in locks if lock.is_file())
+
+
+def _source_tree() -> Path | None:
     root = Path(mlops_sdk.__file__).resolve().parent.parent
     project = root / "pyproject.toml"
-    if project.is_file() and tomllib.loads(project.read_text())["project"]["name"] == DISTRIBUTION:
-        return root
-    raise SettingsError(
-        f"no wheel of {DISTRIBUTION} to send to the machines",
-        seen=f"the library runs from {str(root)!r}, which is not its source tree",
-        next_step="set MLOPS_WHEEL to the wheel file that was installed here",
-    )
+    ours = project.is_file() and tomllib.loads(project.read_text()).get("project", {}).get("name") == DISTRIBUTION
+    return root if ours else None
 
 
 def _build_wheel(root: Path) -> tuple[str, bytes]:

@@ -22,6 +22,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from packaging.requirements import Requirement
+
 from mlops_sdk.errors import BundleError, MlopsError, NodeFailed
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.training.bundle import hash_file
@@ -29,7 +31,7 @@ from mlops_sdk.training.jobfile import FileRef, JobFile
 from mlops_sdk.training.messages import Prepared, Refused, encode
 from mlops_sdk.training.network import interface_of
 
-_PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)")
+_PINNED = re.compile(r"^[A-Za-z0-9][^\\#]*==[^\\#]*")
 
 
 def main() -> int:
@@ -178,13 +180,15 @@ def _unsatisfied(text: str) -> Iterator[tuple[str, str, str]]:
         match = _PINNED.match(line.strip())
         if match is None:
             continue
-        name, wanted = match[1], match[2]
+        pin = Requirement(match[0])
+        if pin.marker is not None and not pin.marker.evaluate():
+            continue
         try:
-            found = importlib.metadata.version(name)
+            found = importlib.metadata.version(pin.name)
         except importlib.metadata.PackageNotFoundError:
             found = "nothing"
-        if wanted not in {found, found.partition("+")[0]}:
-            yield name, wanted, found
+        if found == "nothing" or not pin.specifier.contains(found, prereleases=True):
+            yield pin.name, str(pin.specifier), found
 
 
 def _check_hash(ref: FileRef, seen: str) -> None:

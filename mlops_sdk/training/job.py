@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.errors import JobFailed, LeaseLost, MlopsError, RemoteError
+from mlops_sdk.errors import JobFailed, MlopsError, RemoteError
 from mlops_sdk.objects import to_json
 from mlops_sdk.remote.ssh import Host, connected
-from mlops_sdk.training.attempt import Attempt, Site
+from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
 from mlops_sdk.training.events import AttemptEnded, JobEvent
 from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Verdict, place
+from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import LaunchSpec
 
-_STOP_POLL_S = 0.2
+_CANCEL_POLL_S = 0.2
+_CHECK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +50,35 @@ def run_job(
     *,
     on_line: Callable[[str], None] = lambda _: None,
     on_event: Callable[[JobEvent], None] = lambda _: None,
-    stop: threading.Event | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> JobResult:
     """Run the program on all nodes; returns when it has succeeded.
 
     An attempt that ended for a cause that trying again can cure is followed by the next one, up to `spec.max_attempts`;
     the program resumes from its last committed checkpoint by itself. When this returns or raises, no process of the job
     is left on a machine that can be reached. Works inside a running event loop too: the job has a thread of its own,
-    and `on_line` and `on_event` are called from it.
+    and the callbacks are called from it.
+
+    Args:
+        site: What the job needs of its run.
+        spec: What to run.
+        nodes: The machines of the lease.
+        on_line: Each line of output, with its rank and machine.
+        on_event: What happens.
+        check: Called about once a second; what it raises (`Run.raise_if_lost`) ends the job and comes out of here.
 
     Raises:
         JobFailed: names rank, node, exception or signal, last lines and log.
         BundleError: code or data on a node is not what was sent, or the image does not fit.
         NodeFailed: a node cannot be reached, came not back, or its scratch is full.
         HostKeyMismatch: another machine answers at a node's address.
-        LeaseLost: `stop` was set.
     """
     outcome: list[JobResult | BaseException] = []
     cancelled = threading.Event()
 
     def work() -> None:
         try:
-            outcome.append(asyncio.run(_until_stopped(_run(site, spec, nodes, on_line, on_event), (cancelled, stop))))
+            outcome.append(asyncio.run(_watched(_run(site, spec, nodes, on_line, on_event), cancelled, check)))
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             outcome.append(error)
 
@@ -86,20 +95,24 @@ def run_job(
     return ended
 
 
-async def _until_stopped(job: Coroutine[None, None, JobResult], stops: Sequence[threading.Event | None]) -> JobResult:
+async def _watched(
+    job: Coroutine[None, None, JobResult], cancelled: threading.Event, check: Callable[[], None]
+) -> JobResult:
+    """The job's result, unless the caller was interrupted or `check` raises: then everything is ended first."""
     task = asyncio.create_task(job)
-    while not task.done():
-        await asyncio.wait([task], timeout=_STOP_POLL_S)
-        if any(stop is not None and stop.is_set() for stop in stops) and not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-            if task.cancelled():
-                raise LeaseLost(
-                    "the job was stopped by its controller",
-                    seen="the controller asked for it",
-                    next_step="start the run again; it resumes from its last committed checkpoint",
-                )
-    return task.result()
+    checked = time.monotonic()
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=_CANCEL_POLL_S)
+            if cancelled.is_set():
+                task.cancel()
+            if time.monotonic() - checked > _CHECK_S:
+                check()
+                checked = time.monotonic()
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _run(
@@ -142,7 +155,7 @@ async def _run(
             )
         if not retry:
             raise _failure(attempt, verdict, len(ended), spec.max_attempts)
-        await asyncio.sleep(PAUSE_S[verdict.cause])
+        await asyncio.sleep(PAUSE_S[verdict.cause] * 2 ** (len(ended) - 1))
 
 
 async def _verdict_of(attempt: Attempt) -> Verdict:

@@ -53,7 +53,7 @@ PAUSE_S: Mapping[Cause, float] = {
     Cause.EXITED: 0.0,
     Cause.LAUNCHER: 0.0,
 }
-"""How long to wait before the next attempt."""
+"""How long to wait before the second attempt; doubled before each further one."""
 
 _ECHOES = (
     "gloo",

@@ -1,0 +1,75 @@
+"""What a job needs of the run it belongs to."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from mlops_sdk.config import S3Settings
+from mlops_sdk.identity.ssh_keys import SshKey
+from mlops_sdk.names import run_key
+from mlops_sdk.objects import ObjectStore
+from mlops_sdk.training.jobfile import Tracking
+
+if TYPE_CHECKING:
+    from mlops_sdk.run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the machines must be told besides the program, and how to reach them.
+
+    Attributes:
+        run_id: The run that owns everything.
+        client_key: Logs the controller in to the machines.
+        peer_key: Logs the machines in to each other.
+        store: The deployment's bucket, as the controller reaches it.
+        node_s3: The same bucket with the credentials the machines get; its `node_endpoint` is where they reach it.
+        tracking: MLflow run for metrics, if wanted.
+        secrets: Named secrets for the program.
+        ssh_timeout_s: How long a machine may take to answer.
+    """
+
+    run_id: uuid.UUID
+    client_key: SshKey = field(repr=False)
+    peer_key: SshKey = field(repr=False)
+    store: ObjectStore = field(repr=False)
+    node_s3: S3Settings
+    tracking: Tracking | None = None
+    secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
+    ssh_timeout_s: float = 120.0
+
+    @classmethod
+    def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
+        """The site of a run that holds a lease.
+
+        Args:
+            run: Gives keys, bucket and settings.
+            tracking_run_id: MLflow run that gets the metrics; "" for none.
+            secrets: Named secrets for the program.
+        """
+        settings = run.settings
+        return cls(
+            run_id=run.id,
+            client_key=run.client_key,
+            peer_key=run.peer_key,
+            store=run.store,
+            node_s3=settings.s3,
+            tracking=Tracking(settings=settings.mlflow, run_id=tracking_run_id) if tracking_run_id else None,
+            secrets=secrets or {},
+            ssh_timeout_s=settings.lease.ssh_timeout_s,
+        )
+
+    @property
+    def run_key(self) -> str:
+        """The run's key in names."""
+        return run_key(self.run_id)
+
+    @property
+    def prefix(self) -> str:
+        """Where the run's objects are."""
+        return f"runs/{self.run_key}"
