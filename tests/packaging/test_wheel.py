@@ -59,7 +59,7 @@ def run(*command: str | Path, **settings: str) -> str:
 
 
 def build_wheel(source: Path, into: Path) -> Path:
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1580601600"}
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(into)]
     done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -107,9 +107,9 @@ locked_environment() {
     say "$env: made in $((SECONDS - started)) s"
 }
 
-# The wheel of this working tree: same sources, same bytes (no clock, no local path in it).
+# The wheel of this working tree: same sources, same bytes; hatchling's own epoch, as `mlops_sdk.training.bundle` uses.
 our_wheel() {
-    quietly env SOURCE_DATE_EPOCH=315532800 "$(builder)" -m hatchling build -t wheel -d "$root/.mlops/dist" >&2
+    quietly env SOURCE_DATE_EPOCH=1580601600 "$(builder)" -m hatchling build -t wheel -d "$root/.mlops/dist" >&2
     ls -t .mlops/dist/openinfra_mlops-*.whl | head -1
 }
 
