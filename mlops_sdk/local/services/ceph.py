@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import StackError
 from mlops_sdk.local.addresses import LOOPBACK
 from mlops_sdk.local.layout import write_private, write_private_json
@@ -104,7 +105,8 @@ class _Ceph:
         if not _keys_file(self._site).exists():
             keys = {user: self._create_user(user, display) for user, display in _USERS.items()}
             write_private_json(_keys_file(self._site), keys)
-        check_s3(self._site)
+        keys = s3_keys(self._site, "mlops")
+        check_s3(s3_settings(self._site, keys.access_key_id, keys.secret_access_key))
 
     def _create_mon(self, root: Path) -> None:
         for folder in ("mon", "osd", "rgw/a", "run"):
@@ -157,14 +159,13 @@ class _Ceph:
         write_private(self._root / "ceph.env", f"export CEPH_CONF={self._root}/ceph.conf\n")
 
 
-def check_s3(site: Site) -> None:
+def check_s3(settings: S3Settings) -> None:
     """Make the bucket and refuse an S3 server whose conditional PUT does not hold.
 
     Raises:
         RemoteError: the probe's verdict.
     """
-    keys = s3_keys(site, "mlops")
-    store = ObjectStore.open(s3_settings(site, keys.access_key_id, keys.secret_access_key))
+    store = ObjectStore.open(settings)
     store.ensure_bucket()
     store.probe_conditional_put()
 

@@ -1,0 +1,108 @@
+"""Fixtures that every test may use: the embedded stack, and unit tests that cannot reach a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_sdk.config import Settings
+from mlops_sdk.local import control
+from mlops_sdk.local.addresses import choose_or_load
+from mlops_sdk.local.isolation import is_locked, members
+from mlops_sdk.local.layout import Layout
+from mlops_sdk.local.process import StackProcess
+
+REPOSITORY = Path(__file__).parent.parent
+_START_TIMEOUT_S = 240.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackHandle:
+    """The running stack of this test session.
+
+    `settings` are the user's and broker's, `reaper_settings` the reaper's, `admin` the content of admin.json.
+    """
+
+    layout: Layout
+    pid: int
+    bridge_address: str
+    settings: Settings
+    reaper_settings: Settings
+    admin: dict[str, Any]
+
+    @property
+    def state_dir(self) -> Path:
+        """Where it keeps everything."""
+        return self.layout.state_dir
+
+    def held(self, service: str) -> AbstractContextManager[None]:
+        """Within the block, this service is down (its port refuses connections)."""
+        return control.held(self.layout, service)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[StackHandle]:
+    """The embedded stack, started once; what cannot start fails the tests that asked for it."""
+    layout = Layout.at(Path(os.environ.get("MLOPS_TEST_STACK") or REPOSITORY / ".mlops" / "stacks" / "test"))
+    process = StackProcess(layout.state_dir, faults=True)
+    try:
+        process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
+        yield StackHandle(
+            layout=layout,
+            pid=process.pid,
+            bridge_address=choose_or_load(layout).gateway,
+            settings=Settings.load(layout.client_toml),
+            reaper_settings=Settings.load(layout.reaper_toml),
+            admin=json.loads(layout.admin_json.read_text()),
+        )
+        inside = members(process.pid)
+    finally:
+        process.stop()
+    assert_nothing_left(layout, inside)
+
+
+@pytest.fixture
+def settings(stack: StackHandle) -> Settings:
+    """The user's settings of the running stack."""
+    return stack.settings
+
+
+@pytest.fixture
+def admin(stack: StackHandle) -> dict[str, Any]:
+    """The operator's view of the running stack (admin.json)."""
+    return stack.admin
+
+
+@pytest.fixture(autouse=True)
+def _no_network_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test that connects anywhere is not one."""
+    if not request.path.is_relative_to(REPOSITORY / "tests" / "unit"):
+        return
+
+    def refuse(_self: socket.socket, address: object) -> None:
+        pytest.fail(f"a unit test tried to connect to {address!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+def assert_nothing_left(layout: Layout, inside: list[int]) -> None:
+    """No process of the stack, no lock, and no interface with its tag."""
+    assert not is_locked(layout)
+    assert [pid for pid in inside if Path(f"/proc/{pid}").exists()] == []
+    links = subprocess.run(["ip", "-json", "link"], check=True, capture_output=True, text=True).stdout
+    assert [link["ifname"] for link in json.loads(links) if layout.tag in link["ifname"]] == []
+
+
+def _tell(service: control.ServiceStatus) -> None:
+    sys.stderr.write(f"stack: {service.name} {service.state}\n")
