@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -169,7 +170,12 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Store a file (multipart when large)."""
         with self._translated("upload", key):
-            self._s3.upload_file(str(path), self.bucket, key)
+            try:
+                self._s3.upload_file(str(path), self.bucket, key)
+            except S3UploadFailedError as error:
+                if isinstance(error.__context__, ClientError):
+                    raise error.__context__ from None
+                raise
 
     def download(self, key: str, path: Path) -> None:
         """Fetch an object into a file."""
@@ -209,7 +215,7 @@ class ObjectStore:
             if _status(error) >= 500:  # noqa: PLR2004 - HTTP: server errors
                 raise ServiceUnavailable(f"{where} failed", seen=seen, next_step="see the S3 server's log") from error
             raise RemoteError(f"{where} failed", seen=seen, next_step="see the S3 server's log") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise ServiceUnavailable(
                 f"{where} got no answer", seen=str(error), next_step="check that the S3 endpoint is up and reachable"
             ) from error

@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
@@ -59,6 +60,16 @@ class MemoryS3:
         with self.faults.call("delete_object"), self._lock:
             self.objects.pop(Key, None)
             return {}
+
+    def upload_file(self, filename: str, bucket: str, key: str) -> None:
+        """Store a file."""
+        with self.faults.call("upload_file"):
+            self.put_object(Bucket=bucket, Key=key, Body=Path(filename).read_bytes())
+
+    def download_file(self, bucket: str, key: str, filename: str) -> None:
+        """Fetch into a file; 404 when it is not there."""
+        with self.faults.call("download_file"):
+            Path(filename).write_bytes(self.get_object(Bucket=bucket, Key=key)["Body"].read())
 
     def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         """Every bucket is there."""
