@@ -8,8 +8,8 @@ Nothing is pinned to a file or name: each namespace lives as long as the process
 outside, made from the stack's tag; a left-over is swept before it is made again.
 
 The firewall drops by default and keeps no state. Let through are: everything between machines of one run; TCP from the
-stack to port 22 of machines; TCP from machines to the stack's published ports; and the packets that answer these (source
-port matches, not an opening SYN). Addresses are bound to bridge ports, so a machine cannot borrow another's.
+stack to port 22 of machines; TCP from machines to the stack's published ports; and the packets that answer these
+(source port matches, not an opening SYN). Addresses are bound to bridge ports, so a machine cannot borrow another's.
 The BMC farm enters each machine when it powers on (set `ports`) and its peers (set `peers`).
 """
 

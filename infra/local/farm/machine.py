@@ -1,0 +1,154 @@
+"""One machine: a slot on disk, and while it is on, a tree of processes in namespaces of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import configdrive
+from fabric import Fabric, Plug
+
+_HERE = Path(__file__).parent
+_PATH = "/opt/image/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_OFF_WITHIN_S = 10
+
+# A machine dies with the *thread* that started it (that is how the kernel defines a parent's death), so all are started
+# by one that lives as long as the farm.
+_starter = ThreadPoolExecutor(1, thread_name_prefix="power")
+
+
+class Machine:
+    """A machine behind a BMC. Thread-safe; both switches are idempotent.
+
+    Args:
+        description: Its part of the inventory.
+        farm: The farm's configuration.
+        fabric: The network it is plugged into.
+    """
+
+    def __init__(self, description: dict[str, Any], farm: dict[str, Any], fabric: Fabric) -> None:
+        self.name = str(description["name"])
+        self.uuid = str(description["system_uuid"])
+        self.description = description
+        self.slot = Path(farm["state_dir"]) / self.name
+        self._farm = farm
+        self._fabric = fabric
+        self._supply: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        for folder in (self.slot, self.slot / "scratch", self.slot / "root"):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether its process tree lives; a machine whose process 1 ended is off."""
+        supply = self._supply
+        return supply is not None and supply.poll() is None
+
+    def power_on(self) -> None:
+        """Start it; returns before it has booted."""
+        with self._lock:
+            if self.is_on:
+                return
+            drive, problem = self._read_config_drive()
+            console = self.slot / "console.log"
+            if console.exists():
+                console.replace(self.slot / "console.previous.log")
+            with console.open("w") as output:
+                output.write(f"power on{problem}\n")
+                output.flush()
+                run_key = drive.run_key if drive else ""
+                self._fabric.admit(Plug(name=self.name, mac=self._mac, address=self._address, run_key=run_key))
+                self._supply = _starter.submit(_start_supply, self._specification(drive), output).result()
+
+    def power_off(self) -> None:
+        """End every process of it; returns when the last one is gone."""
+        with self._lock:
+            supply, self._supply = self._supply, None
+            if supply is None:
+                return
+            supply.terminate()  # it kills process 1 and ends when the kernel has ended all the others
+            try:
+                supply.wait(_OFF_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                supply.kill()
+                supply.wait()
+            self._fabric.expel(self.name)
+
+    @property
+    def _mac(self) -> str:
+        return str(self.description["ethernet"][0]["mac"])
+
+    @property
+    def _address(self) -> str:
+        return str(self.description["address"])
+
+    def _read_config_drive(self) -> tuple[configdrive.ConfigDrive | None, str]:
+        try:
+            return configdrive.read(self.slot / "config-drive.iso"), ""
+        except (ValueError, OSError) as error:
+            return None, f": the config drive is unreadable: {error}"
+
+    def _specification(self, drive: configdrive.ConfigDrive | None) -> dict[str, Any]:
+        """What `power_on.py` reads."""
+        hostname = (drive.hostname if drive else "") or self.name
+        return {
+            "name": self.name,
+            "hostname": hostname,
+            "mac": self._mac,
+            "address": self._address,
+            "fabric": self._farm["fabric"],
+            "root": str(self.slot / "root"),
+            "scratch": str(self.slot / "scratch"),
+            "scratch_mib": self._farm.get("scratch_mib"),
+            "image_dir": self._farm["image_dir"],
+            "boot_program": str(_HERE / "boot.py"),
+            "files": self._etc(hostname) | _config_drive_files(drive),
+        }
+
+    def _etc(self, hostname: str) -> dict[str, str]:
+        """Files below /etc. Names are resolved from /etc/hosts only: there is no DNS that could be slow."""
+        neighbours = [f"{m['address']} {m['name']}" for m in self._farm["machines"]]
+        own = [f"{self._address} {hostname}"] if hostname != self.name else []
+        return {
+            "/etc/hostname": f"{hostname}\n",
+            "/etc/hosts": "\n".join(["127.0.0.1 localhost", *own, *neighbours, ""]),
+            "/etc/resolv.conf": "options timeout:1 attempts:1\n",
+            "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
+            "/etc/passwd": (
+                "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+                "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+            ),
+            "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+            "/etc/shadow": "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\nnobody:!:19000::::::\n",
+            "/etc/profile": f"export PATH={_PATH}\n",
+            "/etc/ssh/sshd_config": (_HERE / "sshd_config").read_text(),
+        }
+
+
+def _config_drive_files(drive: configdrive.ConfigDrive | None) -> dict[str, str]:
+    if drive is None:
+        return {}
+    return {
+        "/run/config-drive/meta_data.json": json.dumps(drive.meta_data),
+        "/run/config-drive/user_data.json": json.dumps(drive.user_data),
+    }
+
+
+def _start_supply(specification: dict[str, Any], console: Any) -> subprocess.Popen[str]:
+    supply = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_HERE / "power_on.py")],
+        stdin=subprocess.PIPE,
+        stdout=console,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    if supply.stdin is not None:
+        with supply.stdin as stdin:
+            json.dump(specification, stdin)
+    return supply
