@@ -125,7 +125,7 @@ def _apply(generation: Generation, entry: Entry) -> None:
         generation.credential = entry.resource
     elif entry.action == "credential.revoke":
         generation.credential_revoked = generation.credential_revoked or entry.kind is EntryKind.OUTCOME
-    elif entry.action in {"allocation.create", "machine.deploy", "machine.released"}:
+    elif entry.action in {"allocation.create", "machine.deploy", "allocation.delete", "machine.released"}:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
 
 
@@ -138,6 +138,8 @@ def _apply_piece(piece: Piece, entry: Entry) -> None:
         piece.since = entry.at
     if entry.action == "machine.deploy":
         piece.deployed = True
+    if entry.action == "allocation.delete" and data.get("provision_state") == "available":
+        piece.deployed = False
     if entry.kind is EntryKind.EVIDENCE:
         piece.evidence = NodeEvidence.parse(data)
 

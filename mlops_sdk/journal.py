@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from mlops_sdk.capacity.lease import from_iso, to_iso
+from mlops_sdk.capacity.lease import NodeEvidence, from_iso, to_iso
 from mlops_sdk.errors import RemoteError, ServiceUnavailable
 from mlops_sdk.objects import ObjectStore, to_json
 
@@ -159,3 +159,21 @@ class Journal:
             stem = info.key.removeprefix(self._prefix).removesuffix(".json")
             last = max(last, int(stem) if stem.isdigit() else 0)
         return last
+
+
+def note_evidence(
+    journal: Journal, evidence: NodeEvidence, *, generation: int, resource_class: str, since: datetime | None
+) -> None:
+    """Write down how a machine was given back, and the interval it cost."""
+    journal.note(EntryKind.EVIDENCE, "machine.released", evidence.resource, generation=generation, **evidence.to_json())
+    if evidence.node_id and since is not None:
+        journal.note(
+            EntryKind.COST,
+            "machine.interval",
+            evidence.resource,
+            generation=generation,
+            node_id=evidence.node_id,
+            resource_class=resource_class,
+            start=to_iso(since),
+            end=evidence.finished_at,
+        )

@@ -29,12 +29,12 @@ from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
 from mlops_sdk.capacity.providers.ironic_release import Held
 from mlops_sdk.clock import Clock, SystemClock
 from mlops_sdk.config import KeystoneSettings, Settings
-from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, RemoteError
+from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, RemoteError, ServiceUnavailable
 from mlops_sdk.heartbeat import Heartbeat
 from mlops_sdk.history import Generation, History, Piece, read_history, request_to_json
 from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest, RunCredential
 from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
-from mlops_sdk.journal import EntryKind, Journal
+from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import resource_name, run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.proof import Proof
@@ -250,6 +250,7 @@ class Run:
             return tuple(p.evidence for p in generation.pieces.values() if p.evidence is not None)
         self.journal.note(EntryKind.INTENT, "release", generation=self.generation, reason=reason.value)
         evidence = self._release_machines(generation, reason)
+        self._drop_stale_claims({item.resource for item in evidence if item.clean})
         self._revoke(resource_name(self.id, self.generation, "cred"))
         self.journal.note(
             EntryKind.OUTCOME,
@@ -258,7 +259,7 @@ class Run:
             outcomes={item.resource: item.outcome.value for item in evidence},
         )
         self._end_heartbeat()
-        self.store_forget_heartbeat()
+        self._forget_heartbeat()
         self._given_back = True
         self._lease = None
         self._credential = None
@@ -390,6 +391,13 @@ class Run:
             leases = self._on(self._services.baremetal)
             return leases.release(grant, todo, reason=reason, on_evidence=on_evidence)
 
+    def _drop_stale_claims(self, clean: set[str]) -> None:
+        """Remove claims on our own pieces that a dead process left, once the machines are back and clean."""
+        with suppress(ServiceUnavailable):
+            for claim in list(self._fence.claims()):
+                if claim.details.get("run_key") == self.key and claim.details.get("name") in clean:
+                    self._fence.drop(claim)
+
     def _note_evidence(self, generation: Generation, grant: Grant, evidence: NodeEvidence) -> None:
         note_evidence(
             self.journal,
@@ -447,7 +455,7 @@ class Run:
             with suppress(RemoteError) if leases is not None else _nothing():
                 self.store.put_json(f"{self.prefix}/heartbeat.json", body)
 
-    def store_forget_heartbeat(self) -> None:
+    def _forget_heartbeat(self) -> None:
         """Remove the heartbeat object: the run holds nothing any more."""
         with suppress(RemoteError):
             self.store.delete(f"{self.prefix}/heartbeat.json")
@@ -473,24 +481,6 @@ class Run:
 
 
 _GIVING_BACK = {"allocation.delete", "machine.tear_down"}
-
-
-def note_evidence(
-    journal: Journal, evidence: NodeEvidence, *, generation: int, resource_class: str, since: datetime | None
-) -> None:
-    """Write down how a machine was given back, and the interval it cost."""
-    journal.note(EntryKind.EVIDENCE, "machine.released", evidence.resource, generation=generation, **evidence.to_json())
-    if evidence.node_id and since is not None:
-        journal.note(
-            EntryKind.COST,
-            "machine.interval",
-            evidence.resource,
-            generation=generation,
-            node_id=evidence.node_id,
-            resource_class=resource_class,
-            start=to_iso(since),
-            end=evidence.finished_at,
-        )
 
 
 def _held(generation: Generation, name: str) -> Held:

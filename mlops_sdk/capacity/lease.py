@@ -7,10 +7,12 @@ out; `providers/ironic.py` looks, asks these tables, and acts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+
+from mlops_sdk.names import parse_resource_name
 
 MARKER = "mlops"
 
@@ -428,11 +430,6 @@ def judge_outcome(
     return Outcome.CLEANED if recorded or saw_cleaning else Outcome.UNPROVEN
 
 
-def is_ours(marker: Marker | None, deployment_id: str) -> bool:
-    """Whether something carries the marker of this deployment. What does not is never touched."""
-    return marker is not None and marker.deployment_id == deployment_id
-
-
 def overdue(*, deadline: datetime, renewed_until: datetime, now: datetime, skew_s: float) -> EndReason | None:
     """Why something is held too long by the service's clock, or None while it is not."""
     allowed = timedelta(seconds=skew_s)
@@ -452,21 +449,28 @@ def choose_adopted(matches: Sequence[Allocation]) -> tuple[Allocation | None, tu
     return (ranked[0], tuple(ranked[1:])) if ranked else (None, ())
 
 
-def credential_is_dead(
-    *,
-    created_at: datetime,
-    deadline: datetime,
-    heartbeat_until: datetime | None,
-    now: datetime,
-    skew_s: float,
-    window_s: float,
-) -> EndReason | None:
-    """Why a run's credential may be revoked by the reaper, or None.
+def due_for_return(
+    allocations: Iterable[Allocation], *, deployment_id: str, now: datetime, skew_s: float
+) -> list[tuple[Allocation, EndReason]]:
+    """The allocations that the reaper returns now: ours by name and by marker, and overdue. Never anybody else's."""
+    due: list[tuple[Allocation, EndReason]] = []
+    for allocation in allocations:
+        marker = allocation.marker
+        if marker is None or not belongs(allocation, deployment_id):
+            continue
+        reason = overdue(deadline=marker.deadline, renewed_until=marker.renewed_until, now=now, skew_s=skew_s)
+        if reason is not None:
+            due.append((allocation, reason))
+    return due
 
-    A run without any heartbeat gets `window_s` from the credential's creation to write its first one.
-    """
-    renewed_until = heartbeat_until or created_at + timedelta(seconds=window_s)
-    return overdue(deadline=deadline, renewed_until=renewed_until, now=now, skew_s=skew_s)
+
+def belongs(allocation: Allocation, deployment_id: str) -> bool:
+    """Whether an allocation is this deployment's: its name is one of ours and agrees with its marker."""
+    name = parse_resource_name(allocation.name)
+    marker = allocation.marker
+    if name is None or marker is None or marker.deployment_id != deployment_id:
+        return False
+    return name.generation == marker.generation and name.index == str(marker.index)
 
 
 def to_iso(moment: datetime) -> str:

@@ -10,19 +10,20 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from mlops_sdk.capacity.lease import from_iso, to_iso
+from mlops_sdk.capacity.lease import EndReason, from_iso, overdue, to_iso
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import LeaseLost
-from mlops_sdk.names import derive_secret, resource_name
+from mlops_sdk.names import ResourceName, derive_secret, parse_resource_name, resource_name
 
 ROLES = ("member", "reader")
+_ALLOCATIONS = "/v1/allocations/"
 
 
 class NameTaken(Exception):
@@ -39,17 +40,25 @@ class AccessRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredCredential:
-    """An application credential as Keystone shows it (never its secret).
+class StoredRule:
+    """An access rule as Keystone keeps it: shared by a user's credentials, and still there when they are gone."""
 
-    `access_rule_ids` are the rules that name this run: Keystone keeps rules when their credential goes, and shares
-    equal ones between credentials; only those that nobody else can be using are ours to delete.
-    """
+    id: str
+    path: str
+
+    @property
+    def run_piece(self) -> ResourceName | None:
+        """Whose it is, when it names a run's allocations; such a rule is of use to no other run."""
+        return parse_resource_name(self.path.removeprefix(_ALLOCATIONS).replace("*", "0"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCredential:
+    """An application credential as Keystone shows it (never its secret)."""
 
     id: str
     name: str
     description: str = ""
-    access_rule_ids: tuple[str, ...] = ()
 
     @property
     def marker(self) -> CredentialMarker | None:
@@ -140,6 +149,10 @@ class CredentialApi(Protocol):
         """Delete; False when it was gone."""
         ...
 
+    def access_rules(self) -> Iterator[StoredRule]:
+        """All access rules of the user."""
+        ...
+
     def delete_access_rule(self, rule_id: str) -> bool:
         """Delete; False when it was gone or is in use."""
         ...
@@ -200,16 +213,25 @@ class CredentialBroker:
         Ironic validates every token with Keystone (no token cache), so from here on a living token is refused too.
         """
         found = self._api.find(name)
-        if found is None:
-            return False
-        return self.revoke_found(found)
-
-    def revoke_found(self, found: StoredCredential) -> bool:
-        """As `revoke`, for a credential that was just looked up."""
-        deleted = self._api.delete(found.id)
-        for rule_id in found.access_rule_ids:
-            self._api.delete_access_rule(rule_id)
+        deleted = found is not None and self._api.delete(found.id)
+        self.forget_rules(name)
         return deleted
+
+    def forget_rules(self, name: str) -> None:
+        """Delete the access rules that name the run of this credential; Keystone refuses those still in use."""
+        for rule in list(self._api.access_rules()):
+            piece = rule.run_piece
+            if piece is not None and str(replace(piece, index="cred")) == name:
+                self._api.delete_access_rule(rule.id)
+
+    def names_of_rules(self) -> set[str]:
+        """Names of the credentials whose access rules are (still) there."""
+        pieces = [rule.run_piece for rule in self._api.access_rules()]
+        return {str(replace(piece, index="cred")) for piece in pieces if piece is not None}
+
+    def stored(self) -> Iterator[StoredCredential]:
+        """All credentials of the user, ours or not."""
+        return self._api.list()
 
     def absent(self, name: str) -> bool:
         """Whether Keystone has no credential of this name: the proof of absence."""
@@ -241,10 +263,10 @@ class CredentialBroker:
 def run_access_rules(run_id: uuid.UUID, generation: int) -> tuple[AccessRule, ...]:
     """Exactly what a run does on Ironic, nothing else.
 
-    It makes, reads, renews and deletes allocations of its own names; sees machines; deploys and tears down. (A rule holds
-    a method and a path; "its own machines" cannot be said in one.)
+    It makes, reads, renews and deletes allocations of its own names; sees machines; deploys and tears down. (A rule
+    holds a method and a path; "its own machines" cannot be said in one.)
     """
-    own = f"/v1/allocations/{resource_name(run_id, generation, 0).removesuffix('0')}*"
+    own = f"{_ALLOCATIONS}{resource_name(run_id, generation, 0).removesuffix('0')}*"
     calls = (
         ("POST", "/v1/allocations"),
         ("GET", own),
@@ -257,9 +279,34 @@ def run_access_rules(run_id: uuid.UUID, generation: int) -> tuple[AccessRule, ..
     return tuple(AccessRule(service="baremetal", method=method, path=path) for method, path in calls)
 
 
-def heartbeat_until(heartbeat: Any | None) -> datetime | None:
-    """Until when a run's heartbeat object says it lives; None for a missing or unreadable one."""
-    try:
-        return None if heartbeat is None else from_iso(str(heartbeat["renewed_until"]))
-    except (KeyError, ValueError, TypeError):
-        return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """What a run's heartbeat object says: which generation lives, until when."""
+
+    generation: int
+    renewed_until: datetime
+
+    @classmethod
+    def parse(cls, heartbeat: Any | None) -> Alive | None:
+        """From the object; None for a missing or unreadable one."""
+        if not isinstance(heartbeat, Mapping):
+            return None
+        try:
+            return cls(generation=int(heartbeat["generation"]), renewed_until=from_iso(heartbeat["renewed_until"]))
+        except (KeyError, ValueError, TypeError):
+            return None
+
+
+def why_dead(
+    marker: CredentialMarker, alive: Alive | None, *, now: datetime, skew_s: float, window_s: float
+) -> EndReason | None:
+    """Why a run's credential may be revoked by the reaper, or None while its run lives.
+
+    A run without any heartbeat gets `window_s` from the credential's creation to write its first one. A credential of
+    an older generation than the one that lives was left by a crash.
+    """
+    if alive is not None and alive.generation > marker.generation:
+        return EndReason.NODE_FAILED
+    first = marker.created_at + timedelta(seconds=window_s)
+    renewed_until = alive.renewed_until if alive is not None else first
+    return overdue(deadline=marker.deadline, renewed_until=renewed_until, now=now, skew_s=skew_s)

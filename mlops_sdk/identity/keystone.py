@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.identity.credential import AccessRule, CredentialApi, NameTaken, StoredCredential
+from mlops_sdk.identity.credential import AccessRule, CredentialApi, NameTaken, StoredCredential, StoredRule
 
 _NOT_FOUND = 404
 _CONFLICT = 409
@@ -58,6 +58,12 @@ class KeystoneCredentials(CredentialApi):
         """Delete a credential; False when it was gone."""
         return self._delete(self._path(credential_id))
 
+    def access_rules(self) -> Iterator[StoredRule]:
+        """All access rules of the user."""
+        reply = self._cloud.request("identity", "GET", f"/v3/users/{self._cloud.user_id()}/access_rules")
+        for raw in reply.body.get("access_rules", []):
+            yield StoredRule(id=str(raw["id"]), path=str(raw.get("path") or ""))
+
     def delete_access_rule(self, rule_id: str) -> bool:
         """Delete an access rule that no credential uses; False when it was gone or is in use."""
         return self._delete(f"/v3/users/{self._cloud.user_id()}/access_rules/{rule_id}")
@@ -82,7 +88,4 @@ def _parse(raw: Mapping[str, Any]) -> StoredCredential:
         id=str(raw["id"]),
         name=str(raw["name"]),
         description=str(raw.get("description") or ""),
-        access_rule_ids=tuple(
-            str(rule["id"]) for rule in raw.get("access_rules") or [] if rule.get("path", "").count("/ml-")
-        ),
     )

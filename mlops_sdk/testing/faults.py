@@ -13,7 +13,7 @@ class Crash(BaseException):
 
 
 class FaultScript:
-    """Counts calls and fails those it was told to.
+    """Counts calls and fails those it was told to. After a `Crash` every call fails until `clear`: the process is dead.
 
     Example:
         >>> faults = FaultScript()
@@ -24,6 +24,7 @@ class FaultScript:
         self.calls: list[str] = []
         self._plan: dict[tuple[str, int, str], BaseException] = {}
         self._counts: dict[str, int] = {}
+        self._dead: Crash | None = None
         self._lock = threading.Lock()
 
     def fail_at(self, call: str, k: int, *, error: BaseException, when: Literal["before", "after"] = "before") -> None:
@@ -36,11 +37,14 @@ class FaultScript:
             self._plan.clear()
             self._counts.clear()
             self.calls.clear()
+            self._dead = None
 
     @contextmanager
     def call(self, name: str) -> Generator[None]:
         """Around one call."""
         with self._lock:
+            if self._dead is not None:
+                raise self._dead
             self.calls.append(name)
             numbers: dict[str, int] = {}
             for key in (name, "*"):
@@ -54,4 +58,6 @@ class FaultScript:
         for key, number in numbers.items():
             error = self._plan.get((key, number, when))
             if error is not None:
+                if isinstance(error, Crash):
+                    self._dead = error
                 raise error

@@ -36,12 +36,14 @@ class Held:
 
     Attributes:
         name: Name of the allocation.
+        allocation_id: The allocation's id, when it is known.
         node_id: The machine, when it is known; lets us prove the outcome though the allocation is gone.
         deployed: Whether the machine may have been deployed.
         since: When the machine was allocated; a cleaning that finished later proves it clean.
     """
 
     name: str
+    allocation_id: str = ""
     node_id: str = ""
     deployed: bool = False
     since: datetime | None = None
@@ -87,7 +89,8 @@ class Release:
         self._skew_s = skew_s
         self._boundary = boundary
         self._started_at = held.since
-        self._allocation_id = ""
+        self._allocation_id = held.allocation_id
+        self._begun = False
         self._node_id = held.node_id
         self._deployed = held.deployed
         self._saw_cleaning = False
@@ -154,7 +157,8 @@ class Release:
             if self._claim is not None:
                 self._fence.yield_up(self._claim)
             return allocation
-        if not self._allocation_id:  # from here on "since" is when we began to give it back
+        if not self._begun:  # from here on the release counts from when we began to give it back
+            self._begun = True
             self._started_at = self._api.now()
         self._allocation_id = allocation.id
         self._node_id = allocation.node_id or self._node_id
@@ -171,7 +175,10 @@ class Release:
             return self.evidence(Outcome.NOT_CLEAN)  # the claim stays: the reaper's sweep tries again
         try:
             if step is ReleaseStep.DROP:
-                with self._boundary("allocation.delete", self.name, node_id=self._node_id):
+                # a machine never gets back to `available` under its allocation: nothing of ours ran on it
+                self._deployed = self._deployed and self._provision_state != "available"
+                state = self._provision_state
+                with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state):
                     self._api.delete_allocation(self.name)
             else:
                 self._deployed = True
@@ -199,6 +206,10 @@ class Release:
                 raise
             return True
         return self._claim is not None
+
+    @property
+    def _provision_state(self) -> str:
+        return self._machine.provision_state if self._machine else "available"
 
     def _finish(self) -> NodeEvidence | None:
         outcome = judge_outcome(

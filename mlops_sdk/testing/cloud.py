@@ -1,0 +1,432 @@
+"""Ironic and Keystone in memory, as far as leases use them, with scripted failures; passes the real ones' contract.
+
+cloud = FakeCloud()
+client = cloud.client()
+with client.start_run() as run: ...
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
+from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
+from mlops_sdk.capacity.reaper import Reaper
+from mlops_sdk.client import Client
+from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Settings
+from mlops_sdk.errors import AccessDenied
+from mlops_sdk.identity import credential as identity
+from mlops_sdk.identity.credential import AccessRule, CredentialApi, CredentialBroker, StoredCredential, StoredRule
+from mlops_sdk.run import Services
+from mlops_sdk.testing.faults import FaultScript
+from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
+
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+_NOT_FREE = {"deploying", "wait call-back", "deleting", "cleaning", "clean wait"}
+
+
+class FakeClock:
+    """Time that passes only when somebody sleeps or a test says so."""
+
+    def __init__(self) -> None:
+        self._elapsed = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds since the start."""
+        return self._elapsed
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self._elapsed += seconds
+
+    def now(self) -> datetime:
+        """The service's clock."""
+        return _START + timedelta(seconds=self._elapsed)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Change:
+    """What becomes of a machine at a time."""
+
+    at: float
+    state: str
+
+
+@dataclass(slots=True, kw_only=True)
+class FakeMachine:
+    """A machine, and how it behaves.
+
+    Attributes:
+        shown: As Ironic shows it.
+        fails: Which of ``deploy``, ``tear_down``, ``clean`` fail; ``hang`` never finishes its deployment.
+    """
+
+    shown: Machine
+    fails: set[str] = field(default_factory=set[str])
+    next: _Change | None = None
+
+
+class FakeCloud:
+    """The services of one cloud, shared by all logins to it.
+
+    Args:
+        machines: How many machines of class ``gpu.h200.8x`` there are, in project ``ours``.
+        settings: The deployment; default: short times.
+    """
+
+    def __init__(self, machines: int = 4, settings: Settings | None = None) -> None:
+        self.clock = FakeClock()
+        self.faults = FaultScript()
+        self.s3 = MemoryS3(self.faults)
+        self.settings = settings or fake_settings()
+        self.machines: dict[str, FakeMachine] = {}
+        self.allocations: dict[str, Allocation] = {}
+        self.allocation_due: dict[str, float] = {}
+        self.credentials: dict[str, StoredCredential] = {}
+        self.secrets: dict[str, str] = {}
+        self.access_rules: dict[str, AccessRule] = {}
+        self.config_drives: dict[str, Mapping[str, Any]] = {}
+        self.lock = threading.RLock()
+        for number in range(1, machines + 1):
+            self.add_machine(f"gpu-{number:02d}")
+
+    def add_machine(self, name: str, *, owner: str = "ours") -> FakeMachine:
+        """Enroll one more."""
+        shown = Machine(
+            id=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
+            name=name,
+            provision_state="available",
+            power_state="power off",
+            owner=owner,
+            resource_class="gpu.h200.8x",
+            traits=("CUSTOM_GPU_H200",),
+            properties={"gpus": 8},
+            extra={"address": f"10.0.0.{len(self.machines) + 1}", "image": "image-1"},
+        )
+        machine = FakeMachine(shown=shown)
+        self.machines[shown.id] = machine
+        return machine
+
+    def client(self) -> Client:
+        """A client of this cloud: its own "process"."""
+        return Client.with_services(self.services())
+
+    def services(self) -> Services:
+        """What a run talks to."""
+        broker = CredentialBroker(FakeCredentials(self), self.settings.broker_key)
+        return Services(
+            settings=self.settings,
+            store=memory_store(self.s3),
+            broker=broker,
+            baremetal=FakeBaremetal(self),
+            connect=lambda login: FakeBaremetal(self, login),
+            clock=self.clock,
+        )
+
+    def reaper(self) -> Reaper:
+        """A reaper of this cloud."""
+        services = self.services()
+        return Reaper(self.settings, services.store, services.baremetal, services.broker, self.clock)
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Machines somebody holds: name of the machine to name of the allocation."""
+        self.settle()
+        by_id = {allocation.id: allocation.name for allocation in self.allocations.values()}
+        shown = [machine.shown for machine in self.machines.values()]
+        return {m.name: by_id[m.allocation_id] for m in shown if m.allocation_id}
+
+    def settle(self) -> None:
+        """Let everything happen that is due by now."""
+        with self.lock:
+            for name, due in list(self.allocation_due.items()):
+                if self.clock.monotonic() >= due:
+                    del self.allocation_due[name]
+                    self._allocate(name)
+            for machine in self.machines.values():
+                while machine.next is not None and self.clock.monotonic() >= machine.next.at:
+                    self._arrive(machine, machine.next)
+
+    def change(self, machine: FakeMachine, *, to: str, after_s: float, then: str) -> None:
+        """Put a machine into a transient state, and say what follows."""
+        machine.shown = replace(machine.shown, provision_state=to)
+        machine.next = _Change(at=self.clock.monotonic() + after_s, state=then)
+
+    def _allocate(self, name: str) -> None:
+        allocation = self.allocations.get(name)
+        if allocation is None:
+            return
+        wanted = allocation.extra.get("_wanted", ("", ()))
+        free = [
+            machine
+            for machine in self.machines.values()
+            if machine.shown.provision_state == "available"
+            and not machine.shown.allocation_id
+            and not machine.shown.maintenance
+            and machine.shown.owner == "ours"
+            and machine.shown.resource_class == wanted[0]
+            and set(wanted[1]) <= set(machine.shown.traits)
+        ]
+        if not free:
+            words = f"Failed to process allocation: no available nodes match the resource class {wanted[0]}"
+            self.allocations[name] = replace(allocation, state="error", last_error=words)
+            return
+        free[0].shown = replace(free[0].shown, allocation_id=allocation.id)
+        self.allocations[name] = replace(allocation, state="active", node_id=free[0].shown.id)
+
+    def _arrive(self, machine: FakeMachine, change: _Change) -> None:
+        machine.next = None
+        state = change.state
+        if state == "deleted":
+            self._drop_allocation(machine)
+            if "tear_down" in machine.fails:
+                machine.shown = replace(machine.shown, provision_state="error", last_error="Failed to tear down: stuck")
+                return
+            self.change(machine, to="cleaning", after_s=3, then="clean failed" if "clean" in machine.fails else "clean")
+            machine.shown = replace(machine.shown, power_state="power off")
+        elif state == "clean":
+            extra = {**machine.shown.extra, "cleaned": {"finished_at": to_iso(self.clock.now()), "steps": ["erase"]}}
+            machine.shown = replace(machine.shown, provision_state="available", extra=extra, last_error="")
+        elif state == "clean failed":
+            machine.shown = replace(
+                machine.shown, provision_state=state, maintenance=True, fault="clean failure", last_error="disk stuck"
+            )
+        elif state == "deploy failed":
+            machine.shown = replace(machine.shown, provision_state=state, last_error="machine did not boot")
+        else:
+            machine.shown = replace(machine.shown, provision_state=state, power_state="power on")
+
+    def _drop_allocation(self, machine: FakeMachine) -> None:
+        names = [n for n, a in self.allocations.items() if a.id == machine.shown.allocation_id]
+        for name in names:
+            del self.allocations[name]
+        machine.shown = replace(machine.shown, allocation_id="")
+
+
+class FakeBaremetal(BaremetalApi):
+    """`BaremetalApi` of a `FakeCloud`, through one login.
+
+    Args:
+        cloud: The cloud.
+        login: Whose; None is the broker. A revoked credential is refused.
+    """
+
+    def __init__(self, cloud: FakeCloud, login: KeystoneSettings | None = None) -> None:
+        self._cloud = cloud
+        self._login = login
+
+    def now(self) -> datetime:
+        """Ironic's clock."""
+        return self._cloud.clock.now()
+
+    def get_allocation(self, ident: str) -> Allocation | None:
+        """By name or id."""
+        with self._call("get_allocation"):
+            found = [a for a in self._cloud.allocations.values() if ident in {a.name, a.id}]
+            return _public(found[0]) if found else None
+
+    def list_allocations(self) -> Iterator[Allocation]:
+        """All."""
+        with self._call("list_allocations"):
+            return iter([_public(allocation) for allocation in self._cloud.allocations.values()])
+
+    def create_allocation(self, *, name: str, resource_class: str, traits: Sequence[str], marker: Marker) -> Allocation:
+        """Ask for a machine; the answer comes a second later."""
+        with self._call("create_allocation"):
+            if name in self._cloud.allocations:
+                raise NameTaken(name)
+            allocation = Allocation(
+                id=str(uuid.uuid4()),
+                name=name,
+                state="allocating",
+                created_at=to_iso(self.now()),
+                extra={MARKER: marker.to_json(), "_wanted": (resource_class, tuple(traits))},
+            )
+            self._cloud.allocations[name] = allocation
+            self._cloud.allocation_due[name] = self._cloud.clock.monotonic() + 1
+            return _public(allocation)
+
+    def set_marker(self, name: str, marker: Marker) -> bool:
+        """Replace the marker."""
+        with self._call("set_marker"):
+            found = self._cloud.allocations.get(name)
+            if found is None:
+                return False
+            self._cloud.allocations[name] = replace(found, extra={**found.extra, MARKER: marker.to_json()})
+            return True
+
+    def delete_allocation(self, name: str) -> bool:
+        """Delete; refused while its machine is in use."""
+        with self._call("delete_allocation"):
+            found = self._cloud.allocations.get(name)
+            if found is None:
+                return False
+            machine = self._cloud.machines.get(found.node_id)
+            if machine is not None and machine.shown.provision_state in {"active", *_NOT_FREE}:
+                raise NotYet(f"409 Cannot remove allocation: node is {machine.shown.provision_state}")
+            if machine is not None:
+                machine.shown = replace(machine.shown, allocation_id="")
+            del self._cloud.allocations[name]
+            return True
+
+    def get_machine(self, node_id: str) -> Machine | None:
+        """By id."""
+        with self._call("get_machine"):
+            found = self._cloud.machines.get(node_id)
+            return found.shown if found else None
+
+    def list_machines(self) -> Iterator[Machine]:
+        """All."""
+        with self._call("list_machines"):
+            return iter([machine.shown for machine in self._cloud.machines.values() if machine.shown.owner == "ours"])
+
+    def deploy(self, node_id: str, config_drive: Mapping[str, Any]) -> None:
+        """Two seconds."""
+        with self._call("deploy"):
+            machine = self._cloud.machines[node_id]
+            if machine.shown.provision_state != "available":
+                raise NotYet(f"400 cannot deploy while {machine.shown.provision_state}")
+            self._cloud.config_drives[node_id] = config_drive
+            after_s = 1e9 if "hang" in machine.fails else 2.0
+            then = "deploy failed" if "deploy" in machine.fails else "active"
+            self._cloud.change(machine, to="deploying", after_s=after_s, then=then)
+
+    def tear_down(self, node_id: str) -> None:
+        """One second, then cleaning for three."""
+        with self._call("tear_down"):
+            machine = self._cloud.machines[node_id]
+            state = machine.shown.provision_state
+            if state not in {"active", "deploy failed", "error", "wait call-back"} and "hang" not in machine.fails:
+                raise NotYet(f"400 cannot delete while {state}")
+            self._cloud.config_drives.pop(node_id, None)
+            self._cloud.change(machine, to="deleting", after_s=1, then="deleted")
+
+    def _call(self, name: str) -> _Call:
+        return _Call(self._cloud, name, self._login)
+
+
+class FakeCredentials(CredentialApi):
+    """`CredentialApi` of a `FakeCloud`."""
+
+    def __init__(self, cloud: FakeCloud) -> None:
+        self._cloud = cloud
+        self._ids = itertools.count(1)
+
+    def find(self, name: str) -> StoredCredential | None:
+        """By name."""
+        with _Call(self._cloud, "find_credential", None):
+            return self._cloud.credentials.get(name)
+
+    def list(self) -> Iterator[StoredCredential]:
+        """All."""
+        with _Call(self._cloud, "list_credentials", None):
+            return iter(list(self._cloud.credentials.values()))
+
+    def create(
+        self,
+        *,
+        name: str,
+        secret: str,
+        description: str,
+        expires_at: datetime,
+        roles: Sequence[str],
+        access_rules: Sequence[AccessRule],
+    ) -> StoredCredential:
+        """Store."""
+        del expires_at, roles
+        with _Call(self._cloud, "create_credential", None):
+            if name in self._cloud.credentials:
+                raise identity.NameTaken(name)
+            for rule in access_rules:  # equal rules of one user are one
+                self._cloud.access_rules[f"rule {rule.method} {rule.path}"] = rule
+            stored = StoredCredential(id=f"id-{name}", name=name, description=description)
+            self._cloud.credentials[name] = stored
+            self._cloud.secrets[stored.id] = secret
+            return stored
+
+    def delete(self, credential_id: str) -> bool:
+        """Delete."""
+        with _Call(self._cloud, "delete_credential", None):
+            names = [n for n, c in self._cloud.credentials.items() if c.id == credential_id]
+            for name in names:
+                del self._cloud.credentials[name]
+            return bool(names)
+
+    def access_rules(self) -> Iterator[StoredRule]:
+        """All."""
+        with _Call(self._cloud, "list_access_rules", None):
+            return iter([StoredRule(id=key, path=rule.path) for key, rule in self._cloud.access_rules.items()])
+
+    def delete_access_rule(self, rule_id: str) -> bool:
+        """Delete."""
+        with _Call(self._cloud, "delete_access_rule", None):
+            return self._cloud.access_rules.pop(rule_id, None) is not None
+
+
+class _Call:
+    """Around each call: due changes happen, the login is checked, the script may fail it."""
+
+    def __init__(self, cloud: FakeCloud, name: str, login: KeystoneSettings | None) -> None:
+        self._cloud = cloud
+        self._name = name
+        self._login = login
+        self._fault = cloud.faults.call(name)
+
+    def __enter__(self) -> None:
+        self._fault.__enter__()
+        self._cloud.lock.acquire()
+        try:
+            self._check()
+        except BaseException:
+            self._cloud.lock.release()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._cloud.lock.release()
+        if error[0] is None:
+            self._fault.__exit__(None, None, None)
+
+    def _check(self) -> None:
+        login = self._login
+        if login is not None:
+            secret = login.application_credential_secret.get_secret_value()
+            stored = {c.id for c in self._cloud.credentials.values()}
+            known = self._cloud.secrets.get(login.application_credential_id)
+            if login.application_credential_id not in stored or secret != known:
+                raise AccessDenied(f"{self._name} was refused", seen="401 unauthorized")
+        self._cloud.settle()
+
+
+def fake_settings() -> Settings:
+    """Settings that no socket stands behind."""
+    return Settings.model_validate(
+        {
+            "deployment_id": "6f1c3d1e-0000-4000-8000-000000000001",
+            "broker_key": "a broker key that is long enough for us",
+            "owner": "tester",
+            "s3": S3Settings.model_validate(
+                {"endpoint": "http://s3.invalid", "access_key_id": "access", "secret_access_key": "secret"}
+            ),
+            "keystone": KeystoneSettings.model_validate({"auth_url": "http://keystone.invalid/v3"}),
+            "mlflow": MlflowSettings(tracking_uri="http://mlflow.invalid"),
+            "lease": {
+                "renew_for_s": 20,
+                "poll_s": 0.5,
+                "reaper_period_s": 3,
+                "clock_skew_s": 1,
+                "deploy_timeout_s": 60,
+                "clean_timeout_s": 120,
+            },
+            "node_seconds_price": {"gpu.h200.8x": 0.01},
+        }
+    )
+
+
+def _public(allocation: Allocation) -> Allocation:
+    return replace(allocation, extra={key: value for key, value in allocation.extra.items() if key != "_wanted"})

@@ -1,0 +1,68 @@
+"""The ranks of a job as threads of one process, for tests of what ranks do together."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from pydantic import JsonValue
+
+from mlops_sdk.checkpoint.communicator import Communicator
+from mlops_sdk.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+class _World:
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=timeout_s)
+        self.said: list[str] = ["null"] * size
+
+
+class ThreadCommunicator:
+    """One of several ranks in one process. When one is gone the others get a `CheckpointError`, as with gloo."""
+
+    def __init__(self, world: _World, rank: int) -> None:
+        self._world = world
+        self.rank = rank
+        self.world_size = world.size
+
+    def all_gather(self, value: JsonValue) -> Sequence[JsonValue]:
+        """What every rank gave, in rank order."""
+        try:
+            self._world.said[self.rank] = json.dumps(value)
+            self._world.barrier.wait()
+            answer = [json.loads(said) for said in self._world.said]
+            self._world.barrier.wait()
+        except threading.BrokenBarrierError as error:
+            raise CheckpointError(f"rank {self.rank} lost the other ranks", seen="broken barrier") from error
+        return answer
+
+    def leave(self) -> None:
+        """This rank's process ends: the others find out."""
+        self._world.barrier.abort()
+
+
+def run_ranks(size: int, program: Callable[[Communicator], T], *, timeout_s: float = 10.0) -> list[T | BaseException]:
+    """Run a program as every one of `size` ranks; returns, by rank, its result or what it raised.
+
+    Example:
+        >>> run_ranks(2, lambda comm: list(comm.all_gather(comm.rank)))
+        [[0, 1], [0, 1]]
+    """
+    world = _World(size, timeout_s)
+
+    def one(rank: int) -> T | BaseException:
+        comm = ThreadCommunicator(world, rank)
+        try:
+            return program(comm)
+        except BaseException as error:  # noqa: BLE001 - the caller looks at how each rank ended
+            comm.leave()
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
