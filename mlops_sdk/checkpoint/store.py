@@ -76,7 +76,7 @@ class CheckpointStore:
         self._now = now
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._latest: Manifest | None = None
         self._condemned: dict[int, str] = {}
         self.damages: tuple[Damage, ...] = ()
@@ -154,7 +154,7 @@ class CheckpointStore:
     def _run(self, job: _Job) -> None:
         try:
             self._latest = self._write(job)
-        except Exception as error:  # noqa: BLE001 - kept for the training thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - kept for the training thread, which raises it
             self._failure = error
 
     def _write(self, job: _Job) -> Manifest:
