@@ -19,7 +19,8 @@ mount -t overlay none -o "lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work" 
 rm -f /usr/sbin/policy-rc.d
 [ -z "$2" ] || { printf '%s\\n' "$2" > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; }
 status=0
-"$3" stack </dev/null || status=$?
+setsid --wait "$3" stack </dev/null || status=$?
+[ ! -e "$1/killed" ] || { echo was killed; status=0; "$3" stack </dev/null || status=$?; }
 echo "policy before apt: $(cat "$1/seen-by-apt" 2>/dev/null || true)"
 echo "policy after: $(cat /usr/sbin/policy-rc.d 2>/dev/null || echo none)"
 ls /usr/sbin/policy-rc.d.saved* 2>/dev/null || true
@@ -61,21 +62,26 @@ def test_missing_packages_are_listed_with_their_reason_before_anything_is_asked_
 
 
 @pytest.mark.parametrize("own_policy", ["", "#!/bin/sh\n# mine\nexit 0"])
-@pytest.mark.parametrize("apt_works", [True, False])
+@pytest.mark.parametrize("apt", ["works", "fails", "is killed with the script, which runs again"])
 def test_services_may_not_start_during_the_installation_and_an_own_policy_comes_back(
-    bare: Path, tmp_path: Path, own_policy: str, apt_works: bool
+    bare: Path, tmp_path: Path, own_policy: str, apt: str
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    script(bare / "apt-get", f"cat /usr/sbin/policy-rc.d > {scratch}/seen-by-apt; exit {0 if apt_works else 100}")
+    end = {
+        "works": "exit 0",
+        "fails": "exit 100",
+    }.get(apt, f"[ -e {scratch}/killed ] || {{ touch {scratch}/killed; kill -9 0; }}")
+    script(bare / "apt-get", f"cat /usr/sbin/policy-rc.d > {scratch}/seen-by-apt; {end}")
     script(bare / "dpkg", "exit 0")  # no unit files to disable
     packages = str(SETUP / "system_packages.sh")
     isolated = ["unshare", "--mount", "--propagation", "private", "bash", "-c", IN_A_COPY_OF_SBIN, "sh"]
     done = setup(*isolated, str(scratch), own_policy, packages, path=bare)
-    assert (done.returncode == 0) is apt_works, done.stderr
+    assert (done.returncode == 0) is (apt != "fails"), done.stderr
     before, _, after = done.stdout.partition("policy before apt: ")[2].partition("policy after: ")
     assert "exit 101" in before
     assert after.strip() == (own_policy or "none")
+    assert ("was killed" in done.stdout) is apt.startswith("is killed")
 
 
 def test_an_interpreter_that_is_too_old_or_missing_is_one_clear_error() -> None:
