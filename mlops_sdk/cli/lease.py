@@ -1,0 +1,53 @@
+"""`mlops lease`: which machines are held now, by whom, and until when."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mlops_sdk.capacity.lease import Allocation, Machine, belongs
+from mlops_sdk.client import Client
+
+
+@click.group()
+def lease() -> None:
+    """Leases on machines."""
+
+
+@lease.command("list")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def list_leases(as_json: bool) -> None:
+    """Every machine this project sees, and who holds it. Asks the cloud, not the journals."""
+    client = Client()
+    baremetal = client.services.baremetal
+    allocations = {allocation.id: allocation for allocation in baremetal.list_allocations()}
+    machines = sorted(baremetal.list_machines(), key=lambda machine: machine.name)
+    rows = [_row(m, allocations.get(m.allocation_id), str(client.settings.deployment_id)) for m in machines]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    headings = ("machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[heading.replace(" ", "_")] for heading in headings))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _row(machine: Machine, allocation: Allocation | None, deployment_id: str) -> dict[str, str]:
+    marker = allocation.marker if allocation is not None and belongs(allocation, deployment_id) else None
+    state = f"{machine.provision_state}, in maintenance" if machine.maintenance else machine.provision_state
+    return {
+        "machine": machine.name,
+        "class": machine.resource_class,
+        "state": state,
+        "power": machine.power_state,
+        "held_by": allocation.name if allocation else ("somebody else" if machine.allocation_id else ""),
+        "owner": marker.owner if marker else "",
+        "renewed_until": f"{marker.renewed_until:%H:%M:%S}" if marker else "",
+        "deadline": f"{marker.deadline:%Y-%m-%d %H:%M:%S}" if marker else "",
+    }

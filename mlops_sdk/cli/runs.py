@@ -1,0 +1,111 @@
+"""`mlops runs`: what runs there are, what happened to one, and whether it gave everything back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mlops_sdk.client import Client, RunSummary
+from mlops_sdk.journal import Entry
+from mlops_sdk.proof import Proof
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+@click.group()
+def runs() -> None:
+    """Runs: list, show, prove."""
+
+
+@runs.command("list")
+@_as_json
+def list_runs(as_json: bool) -> None:
+    """All runs of the deployment, oldest first."""
+    client = Client()
+    summaries = client.runs()
+    if as_json:
+        click.echo(json.dumps([summary.to_json() for summary in summaries], indent=1))
+        return
+    if not summaries:
+        click.echo("no runs")
+        return
+    table = _table("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
+    for summary in summaries:
+        table.add_row(*_summary_row(summary, client.settings.currency))
+    _print(table)
+
+
+@runs.command("show")
+@click.argument("run")
+@_as_json
+def show_run(run: str, as_json: bool) -> None:
+    """One run (id or key): its journal, and the proof of what was given back.
+
+    The exit status is 1 while something of it is not given back.
+    """
+    client = Client()
+    found = client.attach(run)
+    entries = found.journal.entries()
+    proof = found.prove()
+    summary = client.summary(found.key)
+    if as_json:
+        document = {
+            "run": summary.to_json(),
+            "journal": [entry.to_json() for entry in entries],
+            "proof": proof.to_json(),
+        }
+        click.echo(json.dumps(document, indent=1))
+    else:
+        _show(summary, entries, proof, client.settings.currency)
+    sys.exit(0 if proof.complete else 1)
+
+
+def _show(summary: RunSummary, entries: list[Entry], proof: Proof, currency: str) -> None:
+    table = _table("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
+    table.add_row(*_summary_row(summary, currency))
+    _print(table)
+    click.echo()
+    table = _table("at", "kind", "action", "resource", "by")
+    for entry in entries:
+        writer = entry.writer.partition("-")[0]
+        table.add_row(_time(entry.at), entry.kind.value, entry.action, entry.resource, writer)
+    _print(table)
+    click.echo()
+    table = _table("given back", "kind", "resource", "evidence")
+    for item in proof.items:
+        table.add_row("yes" if item.returned else "NO", item.kind.value, item.resource, item.evidence)
+    _print(table)
+    click.echo("everything was given back" if proof.complete else "NOT everything was given back")
+
+
+def _summary_row(summary: RunSummary, currency: str) -> tuple[str, ...]:
+    return (
+        summary.key,
+        summary.name,
+        summary.owner,
+        summary.state,
+        str(summary.generation),
+        _time(summary.started_at) if summary.started_at else "",
+        f"{summary.node_seconds:.0f}",
+        f"{summary.cost:.2f} {currency}",
+    )
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False, soft_wrap=True).print(table)
