@@ -30,7 +30,7 @@ check:  ## formatting, lint, types, import rules, packaging: no service is start
 	@$(bin)/ruff check --quiet .
 	@$(bin)/ruff format --check --quiet .
 	@echo "[check] pyright, strict"
-	@$(bin)/pyright --warnings
+	@$(bin)/pyright --warnings --pythonpath $(bin)/python
 	@echo "[check] import rules"
 	@$(bin)/lint-imports --no-cache
 	@echo "[check] packaging: the wheel, its base without Airflow or torch, the locks, the setup scripts"
