@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from mlops_sdk.errors import StackError
 from mlops_sdk.local import control
@@ -86,14 +84,9 @@ def _print_status(state_dir: Path, now: StackStatus) -> None:
     if not now.running:
         click.echo(f"no stack runs in {state_dir}" + (f"; the last one ended with: {now.error}" if now.error else ""))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("service", "state", "seconds", "restarts", "pid", "address"):
-        table.add_column(
-            heading, no_wrap=True, justify="right" if heading in {"seconds", "restarts", "pid"} else "left"
-        )
+    click.echo(f"{'service':<15}{'state':<12}{'seconds':>8}{'restarts':>10}{'pid':>9}  address")
     for service in now.services:
         right = service.detail.partition("\n")[0] or service.address
-        seconds = f"{service.seconds:.1f}" if service.seconds else ""
-        table.add_row(service.name, service.state, seconds, str(service.restarts), str(service.pid or ""), right)
-    Console(highlight=False, soft_wrap=True).print(table)
+        numbers = f"{service.seconds:>8.1f}{service.restarts:>10}{service.pid or '':>9}"
+        click.echo(f"{service.name:<15}{service.state:<12}{numbers}  {right}")
     click.echo("ready" if now.ready else "not ready")

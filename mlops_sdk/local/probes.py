@@ -39,6 +39,16 @@ def ceph_socket_says(path: Path, command: str, field: str, wanted: tuple[str, ..
         raise NotReady(f"{path.name}: {field} is {value!r}")
 
 
+def said(log: Path, word: str) -> None:
+    """A log file contains a word: for a service that listens nowhere."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError as error:
+        raise NotReady(str(error)) from error
+    if word not in text:
+        raise NotReady(f"{log.name} does not say {word!r} yet")
+
+
 def ask_ceph_socket(path: Path, command: str) -> dict[str, Any]:
     """Ask a Ceph daemon through its admin socket: a NUL-terminated JSON request, a length-prefixed JSON answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

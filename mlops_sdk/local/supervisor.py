@@ -115,7 +115,14 @@ class Supervisor:
             else:
                 await self._pause_before_restart(unit, deaths, code)
                 unit.restarts += 1
+            await self._bring_up_again(unit)
+
+    async def _bring_up_again(self, unit: Unit) -> None:
+        """A failure here is one more death, which the caller counts; only a first start has no second chance."""
+        try:
             await self._bring_up(unit)
+        except MlopsError:
+            await self._end(unit)
 
     async def _stay_held(self, unit: Unit) -> None:
         self._set(unit, State.STOPPED, "stopped on request", pid=0)
@@ -125,13 +132,14 @@ class Supervisor:
             await wakeup.wait()
 
     async def _pause_before_restart(self, unit: Unit, deaths: deque[float], code: int) -> None:
+        why = unit.detail if unit.state is State.FAILED else _exit_text(code)
         now = time.monotonic()
         recent = [death for death in deaths if now - death < _WITHIN_S]
         deaths.append(now)
         if len(recent) >= _DEATHS - 1:
-            self._set(unit, State.FAILED, _exit_text(code))
-            raise _dead(unit, f"it died {_DEATHS} times within {_WITHIN_S:.0f} s, last: {_exit_text(code)}")
-        self._set(unit, State.RESTARTING, _exit_text(code), pid=0)
+            self._set(unit, State.FAILED, why)
+            raise _dead(unit, f"it died {_DEATHS} times within {_WITHIN_S:.0f} s, last: {why}")
+        self._set(unit, State.RESTARTING, why, pid=0)
         await asyncio.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** len(recent)))
 
     async def _bring_up(self, unit: Unit) -> None:
@@ -202,10 +210,15 @@ class Supervisor:
         await asyncio.gather(*(after_dependants(unit) for unit in waiting.values()))
 
     async def _stop(self, unit: Unit) -> None:
+        self._ready[unit.service.name].clear()
+        await self._end(unit)
+        if unit.state is not State.FAILED and unit.service.command is not None:
+            self._set(unit, State.STOPPED, pid=0)
+
+    async def _end(self, unit: Unit) -> None:
         process = self._processes.get(unit.service.name)
         if process is None:
             return
-        self._ready[unit.service.name].clear()
         _signal_group(process, signal.SIGTERM)
         try:
             await asyncio.wait_for(_exit_of(process), unit.service.stop_timeout_s)
@@ -213,8 +226,6 @@ class Supervisor:
             _signal_group(process, signal.SIGKILL)
             await _exit_of(process)
         _signal_group(process, signal.SIGKILL)  # what it may have left in its process group
-        if unit.state is not State.FAILED:
-            self._set(unit, State.STOPPED, pid=0)
 
     def _set(self, unit: Unit, state: State, detail: str = "", *, pid: int | None = None) -> None:
         unit.state, unit.detail = state, detail

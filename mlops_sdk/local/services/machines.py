@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from mlops_sdk.errors import StackError
 from mlops_sdk.local import inventory
 from mlops_sdk.local.layout import write_private_json
 from mlops_sdk.local.network import Fabric
-from mlops_sdk.local.probes import answers_http
+from mlops_sdk.local.probes import answers_http, said
 from mlops_sdk.local.service import Command, Service
 from mlops_sdk.local.site import Site
 
@@ -17,8 +18,8 @@ _BMC_USER = "mlops"
 
 
 def machine_services(site: Site, network: MachineNetwork) -> tuple[Service, ...]:
-    """Network and BMC farm."""
-    return (network.service(), _farm(site, network))
+    """Network, BMC farm and reaper."""
+    return (network.service(), _farm(site, network), _reaper(site))
 
 
 def _farm(site: Site, network: MachineNetwork) -> Service:
@@ -47,6 +48,21 @@ def _farm(site: Site, network: MachineNetwork) -> Service:
         prepare=prepare,
         command=lambda: Command(argv=(str(site.tools.openstack_python), str(script), "--config", str(config))),
         probe=lambda: answers_http(site.addresses.bmc, "/redfish/v1"),
+    )
+
+
+def _reaper(site: Site) -> Service:
+    """Gives back what nobody renews, with a credential of its own."""
+    log = site.layout.log("reaper")
+    return Service(
+        name="reaper",
+        needs=("settings", "ironic"),
+        command=lambda: Command(
+            argv=(sys.executable, "-m", "mlops_sdk.capacity.reaper"),
+            env={"MLOPS_CONFIG": str(site.layout.reaper_toml)},
+        ),
+        probe=lambda: said(log, "started"),
+        stop_timeout_s=3.0,
     )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ from mlops_sdk.local.process import StackProcess
 
 ONLY = ("network", "ceph-mon")  # an interface, and a daemon that is not written in Python
 GONE_WITHIN_S = 10.0
-
-
-@pytest.fixture
-def state_dir() -> Iterator[Path]:
-    """Short: Unix sockets below it have paths of at most 108 bytes."""
-    path = Path(f"/tmp/mlops-test-{os.getpid()}")  # noqa: S108 - named by our own process id, removed below
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def ctrl_c(stack: StackProcess) -> None:
