@@ -9,7 +9,8 @@ cd "$here/../../.."
 main() {
     local state_dir
     for state_dir in .mlops/stacks/*/; do
-        [ -d "$state_dir" ] || continue
+        [ -e "$state_dir/run/lock" ] || continue
+        if flock -n "$state_dir/run/lock" true; then continue; fi  # nobody runs it
         [ -x .venv/bin/mlops ] || fail "the stack in $state_dir cannot be ended" "no .venv here" "make setup, then make clean"
         say "ending the stack in $state_dir"
         .venv/bin/mlops local down --state-dir "$state_dir"
