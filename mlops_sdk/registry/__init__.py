@@ -1,0 +1,1 @@
+"""Register models in MLflow with their lineage."""
