@@ -64,7 +64,7 @@ class FakeMachine:
 
     Attributes:
         shown: As Ironic shows it.
-        fails: Which of ``deploy``, ``tear_down``, ``clean`` fail; ``hang`` never finishes its deployment.
+        fails: Which of ``deploy``, ``tear_down``, ``clean`` fail; ``hang`` never calls back.
     """
 
     shown: Machine
@@ -293,16 +293,18 @@ class FakeBaremetal(BaremetalApi):
             if machine.shown.provision_state != "available":
                 raise NotYet(f"400 cannot deploy while {machine.shown.provision_state}")
             self._cloud.config_drives[node_id] = config_drive
-            after_s = 1e9 if "hang" in machine.fails else 2.0
+            if "hang" in machine.fails:
+                machine.shown = replace(machine.shown, provision_state="wait call-back")
+                return
             then = "deploy failed" if "deploy" in machine.fails else "active"
-            self._cloud.change(machine, to="deploying", after_s=after_s, then=then)
+            self._cloud.change(machine, to="deploying", after_s=2, then=then)
 
     def tear_down(self, node_id: str) -> None:
         """One second, then cleaning for three."""
         with self._call("tear_down"):
             machine = self._cloud.machines[node_id]
             state = machine.shown.provision_state
-            if state not in {"active", "deploy failed", "error", "wait call-back"} and "hang" not in machine.fails:
+            if state not in {"active", "deploy failed", "error", "wait call-back"}:
                 raise NotYet(f"400 cannot delete while {state}")
             self._cloud.config_drives.pop(node_id, None)
             self._cloud.change(machine, to="deleting", after_s=1, then="deleted")

@@ -1,0 +1,315 @@
+"""Leases against the real Ironic, Keystone and RGW of the embedded stack."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pydantic import SecretStr
+
+from mlops_sdk.capacity.lease import LeaseRequest, Marker
+from mlops_sdk.capacity.providers.ironic_api import IronicApi
+from mlops_sdk.cli.main import main
+from mlops_sdk.client import Client
+from mlops_sdk.cloud import Cloud
+from mlops_sdk.config import KeystoneSettings
+from mlops_sdk.errors import AccessDenied, LeaseLost, NoCapacity
+from mlops_sdk.identity.keystone import KeystoneCredentials
+from mlops_sdk.names import PREFIX, run_id_for
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+
+CLASS = "gpu.h200.8x"
+CONTROLLER = Path(__file__).with_name("controller.py")
+
+
+@pytest.fixture
+def client(stack: Any) -> Client:
+    return Client(stack.settings)
+
+
+@pytest.fixture
+def baremetal(client: Client) -> IronicApi:
+    api = client.services.baremetal
+    assert isinstance(api, IronicApi)
+    return api
+
+
+def request(nodes: int = 1, **changes: Any) -> LeaseRequest:
+    values: dict[str, Any] = {
+        "nodes": nodes,
+        "resource_class": CLASS,
+        "deadline": datetime.now(UTC) + timedelta(minutes=10),
+        "wait_s": 60.0,
+    }
+    return LeaseRequest(**{**values, **changes})
+
+
+def test_two_machines_are_leased_renewed_attached_to_returned_and_proven(
+    client: Client, baremetal: IronicApi, stack: Any
+):
+    run = client.start_run()
+    with run:
+        lease = run.lease(request(2, traits=("CUSTOM_GPU_H200",)))
+        assert len({node.id for node in lease.nodes}) == 2
+        assert all(node.address and node.leaf and node.image for node in lease.nodes)
+        states = [baremetal.get_machine(node.id) for node in lease.nodes]
+        assert [machine and machine.provision_state for machine in states] == ["active", "active"]
+
+        # the heartbeat renews
+        first = marker_of(baremetal, run.key, 0).renewed_until
+        wait_for(lambda: marker_of(baremetal, run.key, 0).renewed_until > first, 15, "the lease is renewed")
+        run.raise_if_lost()
+
+        # another process finds the same machines by the key alone
+        script = (
+            "import sys; from mlops_sdk.client import Client; run = Client().attach(sys.argv[1]); "
+            "print(' '.join(n.id + ' ' + n.host_public_key.split()[1] for n in run.lease().nodes)); run.close()"
+        )
+        seen = subprocess.run(
+            [sys.executable, "-c", script, run.key], env=environment(stack), capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert seen == [word for n in lease.nodes for word in (n.id, n.host_public_key.split()[1])]
+
+    proof = run.prove()
+    assert proof.complete, proof.missing
+    assert sorted({item.kind.value for item in proof.items}) == ["allocation", "credential", "machine"]
+    for node in lease.nodes:
+        machine = baremetal.get_machine(node.id)
+        assert machine is not None
+        assert machine.provision_state == "available"
+        assert machine.cleaned_at is not None
+    summary = client.summary(run.key)
+    assert summary.state == "released"
+    assert summary.node_seconds > 0
+    with pytest.raises(LeaseLost):
+        run.lease(request(2))
+
+
+def test_the_secret_decides(stack: Any):
+    wrong = stack.settings.keystone.model_copy(update={"password": SecretStr("wrong")})
+    client = Client(stack.settings.model_copy(update={"keystone": wrong}))
+    with pytest.raises(AccessDenied) as caught:
+        client.start_run().lease(request())
+    assert "wrong" not in str(caught.value)
+    assert caught.value.next_step
+
+
+def test_more_machines_than_there_are_is_no_capacity_and_holds_nothing(client: Client, baremetal: IronicApi):
+    there = len([m for m in baremetal.list_machines() if m.resource_class == CLASS])
+    with client.start_run() as run:
+        with pytest.raises(NoCapacity) as caught:
+            run.lease(request(there + 1, wait_s=1.0))
+        assert "no available nodes match" in caught.value.seen or "free" in caught.value.seen
+        assert f"{there + 1} x {CLASS}" in caught.value.what
+    assert [a.name for a in baremetal.list_allocations() if run.key in a.name] == []
+    proof = run.prove()
+    assert proof.complete, proof.missing
+
+
+def test_the_run_credential_can_do_what_a_run_does_and_nothing_else(client: Client, stack: Any):
+    with client.start_run() as run:
+        run.lease(request())
+        name = run.credential.name
+        login = run.credential.login(client.settings.keystone)
+        own = IronicApi(Cloud(login))
+        node = run.held.nodes[0] if run.held else None
+        assert node is not None
+        assert own.get_machine(node.id) is not None
+        assert own.get_allocation(f"{PREFIX}-{run.key}-g1-0") is not None
+        with pytest.raises(AccessDenied):
+            list(own.list_allocations())  # no rule: other runs' names are none of its business
+        with pytest.raises(AccessDenied):
+            own.delete_allocation("ml-aaaaaaaaaaaa-g1-0")  # another run's name
+        with pytest.raises(AccessDenied):
+            Cloud(login, attempts=1).request("baremetal", "PATCH", f"/v1/nodes/{node.id}", body=[])
+        with pytest.raises(AccessDenied):
+            KeystoneCredentials(Cloud(login)).find(name)
+    with pytest.raises(AccessDenied):  # a living token of a revoked credential
+        own.get_machine(node.id)
+    with pytest.raises(AccessDenied):  # a new login
+        IronicApi(Cloud(login)).get_machine(node.id)
+
+
+BOUNDARIES = [
+    ("credential.create", "before"),
+    ("credential.create", "after"),
+    ("allocation.create", "before"),
+    ("allocation.create", "after"),
+    ("machine.deploy", "before"),
+    ("machine.deploy", "after"),
+    ("machine.tear_down", "before"),
+    ("machine.tear_down", "after"),
+    ("machine.released", "after"),
+    ("credential.revoke", "before"),
+    ("credential.revoke", "after"),
+]
+
+
+def test_after_kill_9_at_any_boundary_nothing_of_the_run_is_held_and_strangers_are_left_alone(
+    client: Client, baremetal: IronicApi, stack: Any
+):
+    """The stack's own reaper does it, within renewal time + period + cleaning."""
+    with stranger_in_our_project(baremetal) as (theirs, node_id), other_tenant(stack) as (other, others):
+        before = baremetal.get_machine(node_id)
+        batch = 3
+        for first in range(0, len(BOUNDARIES), batch):
+            kill_and_watch(stack, client, baremetal, BOUNDARIES[first : first + batch])
+        assert baremetal.get_allocation(theirs) is not None
+        after = baremetal.get_machine(node_id)
+        assert before is not None
+        assert after is not None
+        assert (after.provision_state, after.allocation_id) == (before.provision_state, before.allocation_id)
+        assert other.get_allocation(others) is not None
+
+
+def kill_and_watch(stack: Any, client: Client, baremetal: IronicApi, boundaries: list[tuple[str, str]]) -> None:
+    names = {f"killed-{uuid.uuid4()}": boundary for boundary in boundaries}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, str(CONTROLLER), name, step, phase, "1"],
+            env=environment(stack, MLOPS_LEASE__RENEW_FOR_S="6"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (step, phase) in names.items()
+    }
+    for name, process in processes.items():
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == -signal.SIGKILL, (names[name], errors)
+    died = time.monotonic()
+    keys = [client.attach(run_id_for(client.settings.deployment_id, name)).key for name in names]
+    limit = 6 + 2 * client.settings.lease.reaper_period_s + client.settings.lease.clean_timeout_s / 4
+    wait_for(lambda: not held(client, baremetal, keys), limit, f"{boundaries} are given back")
+    for key in keys:
+        run = client.attach(key)
+        wait_for(lambda run=run: run.prove().complete, 15, f"run {key} is proven")
+    sys.stderr.write(f"given back and proven {time.monotonic() - died:.1f} s after the kill: {boundaries}\n")
+
+
+def held(client: Client, baremetal: IronicApi, keys: list[str]) -> list[str]:
+    found = [a.name for a in baremetal.list_allocations() if any(key in a.name for key in keys)]
+    credentials = KeystoneCredentials(Cloud(client.settings.keystone)).list()
+    return found + [c.name for c in credentials if any(key in c.name for key in keys)]
+
+
+class stranger_in_our_project:  # noqa: N801 - reads as a word
+    """A colleague's allocation in the same project, under a name like ours, without our marker."""
+
+    def __init__(self, baremetal: IronicApi) -> None:
+        self._api = baremetal
+        self._name = "ml-aaaaaaaaaaaa-g1-0"
+
+    def __enter__(self) -> tuple[str, str]:
+        past = datetime.now(UTC) - timedelta(hours=1)
+        marker = Marker(
+            run_id=str(uuid.uuid4()),
+            deployment_id=str(uuid.uuid4()),
+            generation=1,
+            index=0,
+            nodes=1,
+            owner="colleague",
+            deadline=past,
+            renewed_until=past,
+        )
+        self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
+        wait_for(lambda: self._state() == "active", 20, "the colleague has a machine")
+        allocation = self._api.get_allocation(self._name)
+        assert allocation is not None
+        return self._name, allocation.node_id
+
+    def __exit__(self, *error: object) -> None:
+        self._api.delete_allocation(self._name)
+
+    def _state(self) -> str:
+        found = self._api.get_allocation(self._name)
+        return found.state if found else ""
+
+
+class other_tenant:  # noqa: N801 - reads as a word
+    """A second project with an allocation of its own that even copies our deployment's marker."""
+
+    def __init__(self, stack: Any) -> None:
+        tenant = stack.admin["other_tenant"]
+        login = KeystoneSettings(
+            auth_url=stack.settings.keystone.auth_url,
+            region=stack.settings.keystone.region,
+            username=tenant["username"],
+            password=SecretStr(tenant["password"]),
+            project_name=tenant["project_name"],
+        )
+        self._api = IronicApi(Cloud(login))
+        self._deployment = str(stack.settings.deployment_id)
+        self._name = "ml-bbbbbbbbbbbb-g1-0"
+
+    def __enter__(self) -> tuple[IronicApi, str]:
+        past = datetime.now(UTC) - timedelta(hours=1)
+        marker = Marker(
+            run_id=str(uuid.uuid4()),
+            deployment_id=self._deployment,
+            generation=1,
+            index=0,
+            nodes=1,
+            owner="other",
+            deadline=past,
+            renewed_until=past,
+        )
+        self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
+        return self._api, self._name
+
+    def __exit__(self, *error: object) -> None:
+        self._api.delete_allocation(self._name)
+
+
+def test_the_commands_show_a_lease_and_the_proof(client: Client, stack: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLOPS_CONFIG", environment(stack)["MLOPS_CONFIG"])
+    cli = CliRunner()
+    with client.start_run(name=f"commands-{uuid.uuid4()}") as run:
+        run.lease(request())
+        shown = json.loads(cli.invoke(main, ["lease", "list", "--json"]).output)
+        assert [row["machine"] for row in shown if run.key in row["held_by"]] == [
+            node.name for node in (run.held.nodes if run.held else ())
+        ]
+        assert cli.invoke(main, ["runs", "show", run.key]).exit_code == 1  # not given back yet
+        assert json.loads(cli.invoke(main, ["reap", "--dry-run", "--json"]).output)["due"] == []
+    result = cli.invoke(main, ["runs", "show", run.key, "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.output)["proof"]["complete"] is True
+    assert run.key in cli.invoke(main, ["runs", "list"]).output
+    doctor = cli.invoke(main, ["doctor"])
+    assert doctor.exit_code == 0, doctor.output
+    assert cli.invoke(main, ["runs", "show", "nosuchrun"]).exit_code == 1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(client: Client, baremetal: IronicApi) -> Iterator[None]:
+    yield
+    left = [a.name for a in baremetal.list_allocations()]
+    assert left == []
+
+
+def marker_of(baremetal: IronicApi, key: str, index: int) -> Marker:
+    allocation = baremetal.get_allocation(f"{PREFIX}-{key}-g1-{index}")
+    assert allocation is not None
+    assert allocation.marker is not None
+    return allocation.marker
+
+
+def environment(stack: Any, **more: str) -> dict[str, str]:
+    return {**os.environ, "MLOPS_CONFIG": str(stack.state_dir / "client.toml"), **more}
+
+
+def wait_for(done: Any, timeout_s: float, what: str) -> None:
+    end = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.3)

@@ -1,0 +1,224 @@
+"""What a run promises its user, on a cloud in memory."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from mlops_sdk.capacity.lease import LeaseRequest, Outcome
+from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
+from mlops_sdk.journal import EntryKind
+from mlops_sdk.testing.cloud import FakeCloud
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud()
+
+
+def request(cloud: FakeCloud, nodes: int = 2, **changes) -> LeaseRequest:
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    values = {"nodes": nodes, "resource_class": "gpu.h200.8x", "deadline": deadline, **changes}
+    return LeaseRequest(**values)
+
+
+def nothing_is_left(cloud: FakeCloud) -> bool:
+    fences = [key for key in cloud.s3.objects if key.startswith("fence/")]
+    return not cloud.held and not cloud.credentials and not fences
+
+
+def test_the_with_block_gives_everything_back(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        lease = run.lease(request(cloud))
+        assert [node.index for node in lease.nodes] == [0, 1]
+        assert len(cloud.held) == 2
+    assert nothing_is_left(cloud)
+    assert run.prove().complete
+
+
+def test_an_error_in_the_block_gives_everything_back_and_is_what_the_user_sees(cloud):
+    def train() -> None:
+        with cloud.client().start_run() as run:
+            run.lease(request(cloud))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert nothing_is_left(cloud)
+
+
+def test_asking_again_adopts_in_this_and_in_another_process(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        nodes = run.lease(request(cloud)).nodes
+        assert run.lease(request(cloud)).nodes == nodes
+        other = cloud.client().attach(run.id)
+        assert other.lease().nodes == nodes
+        assert other.client_key.public == run.client_key.public
+        other.close()
+        with pytest.raises(LeaseLost, match="asked for as"):
+            run.lease(request(cloud, nodes=3))
+
+
+def test_too_few_machines_is_no_capacity_and_nothing_is_held(cloud):
+    with cloud.client().start_run() as run:
+        with pytest.raises(NoCapacity) as caught:
+            run.lease(request(cloud, nodes=5, wait_s=10))
+        assert "5 x gpu.h200.8x" in caught.value.what
+        assert "no available nodes match" in caught.value.seen
+        assert "4 of 4 machines" in caught.value.seen
+        assert nothing_is_left(cloud)
+    assert run.prove().complete
+
+
+def test_waiting_gets_what_becomes_free(cloud):
+    with cloud.client().start_run(name="first") as first:
+        first.lease(request(cloud, nodes=3))
+        second = cloud.client().start_run(name="second")
+
+        def free_soon(step, phase, detail):
+            if step == "allocation.create" and phase == "after" and cloud.clock.monotonic() > 20:
+                first.release()
+
+        second.on_event(free_soon)
+        with second:
+            assert len(second.lease(request(cloud, nodes=2, wait_s=60)).nodes) == 2
+    assert nothing_is_left(cloud)
+
+
+@pytest.mark.parametrize("how", ["deploy", "hang"])
+def test_a_machine_that_does_not_come_up_gives_the_whole_lease_back(cloud, how):
+    bad = list(cloud.machines.values())[1]
+    bad.fails.add(how)
+    with cloud.client().start_run() as run:
+        with pytest.raises(NodeFailed) as caught:
+            run.lease(request(cloud))
+        assert bad.shown.name in caught.value.seen
+        assert nothing_is_left(cloud)
+        bad.fails.clear()
+        assert run.next_generation() == 2
+        assert run.lease(request(cloud)).generation == 2
+    assert run.prove().complete
+
+
+def test_a_machine_that_cannot_be_cleaned_is_shown_and_the_proof_is_not_complete(cloud):
+    bad = next(iter(cloud.machines.values()))
+    bad.fails.add("clean")
+    run = cloud.client().start_run()
+    run.lease(request(cloud, nodes=1))
+    (evidence,) = run.release()
+    assert evidence.outcome is Outcome.NOT_CLEAN
+    assert evidence.last_error == "disk stuck"
+    proof = run.prove()
+    assert not proof.complete
+    assert [item.resource for item in proof.missing] == [bad.shown.name]
+
+
+def test_a_failed_tear_down_loses_its_allocation_and_is_finished_by_the_reaper(cloud):
+    bad = next(iter(cloud.machines.values()))
+    bad.fails.add("tear_down")
+    run = cloud.client().start_run()
+    run.lease(request(cloud, nodes=1))
+    (evidence,) = run.release()
+    assert evidence.outcome is Outcome.NOT_CLEAN
+    bad.fails.clear()
+    cloud.clock.sleep(30)
+    report = cloud.reaper().reap_once()
+    assert [item.outcome for item in report.evidence] == [Outcome.CLEANED]
+    assert bad.shown.provision_state == "available"
+    assert run.prove().complete
+
+
+def test_keeping_leaves_the_machines_to_the_next_process_or_the_reaper(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        run.lease(request(cloud))
+        run.keep()
+    assert len(cloud.held) == 2
+    assert cloud.reaper().reap_once(dry_run=True).due == ()
+    cloud.clock.sleep(22)
+    would = cloud.reaper().reap_once(dry_run=True)
+    assert sorted(due.kind for due in would.due) == ["allocation", "allocation", "credential"]
+    assert len(cloud.held) == 2
+    cloud.reaper().reap_once()
+    assert nothing_is_left(cloud)
+    attached = cloud.client().attach(run.key)
+    with pytest.raises(LeaseLost):
+        attached.raise_if_lost()
+    assert attached.prove().complete
+    assert attached.generation == 2
+    assert {e.writer.partition("-")[0] for e in attached.journal.entries()} == {"run", "reaper"}
+
+
+def test_the_deadline_ends_a_lease_that_is_still_renewed(cloud):
+    run = cloud.client().start_run()
+    run.lease(request(cloud, deadline=cloud.clock.now() + timedelta(seconds=60)))
+    for _ in range(8):
+        cloud.clock.sleep(10)
+        run._beat(run._grant)
+    with pytest.raises(LeaseLost, match="deadline"):
+        run.raise_if_lost()
+    cloud.reaper().reap_once()
+    assert nothing_is_left(cloud)
+    run.release()
+    assert run.prove().complete
+
+
+def test_a_lease_that_the_reaper_took_is_noticed(cloud):
+    run = cloud.client().start_run()
+    run.lease(request(cloud))
+    cloud.clock.sleep(30)
+    with pytest.raises(LeaseLost, match="not renewed"):
+        run.raise_if_lost()
+    cloud.reaper().reap_once()
+    with pytest.raises(MlopsError):
+        run._beat(run._grant)
+    run.release()
+    assert run.prove().complete
+
+
+def test_with_s3_down_the_run_still_gives_its_machines_back(cloud):
+    run = cloud.client().start_run()
+    run.lease(request(cloud))
+    for call in ("put_object", "get_object", "list_objects_v2", "delete_object"):
+        for k in range(1, 300):
+            cloud.faults.fail_at(call, k + cloud.faults.calls.count(call), error=ServiceUnavailable("S3 is down"))
+    run.release()
+    assert not cloud.held
+    assert cloud.credentials == {}
+    cloud.faults.clear()
+    assert [e.action for e in run.journal.entries() if e.kind is EntryKind.EVIDENCE] == []
+    run.journal.append(EntryKind.EVENT, "back")  # what could not be written then is written now
+    assert len([e for e in run.journal.entries() if e.kind is EntryKind.EVIDENCE]) == 2
+    assert run.prove().complete
+
+
+def test_no_secret_reaches_journal_heartbeat_or_markers(cloud):
+    run = cloud.client().start_run()
+    run.lease(request(cloud))
+    secret = run.credential.secret.get_secret_value()
+    drives = json.dumps(list(cloud.config_drives.values()))
+    outside = b"".join(cloud.s3.objects.values()).decode() + repr(cloud.allocations) + drives + repr(run.credential)
+    assert secret not in outside
+    assert run.client_key.private not in outside
+    assert "PRIVATE KEY" not in b"".join(cloud.s3.objects.values()).decode()
+    assert run.client_key.public in drives
+    run.release()
+    assert cloud.config_drives == {}
+
+
+def test_runs_are_listed_with_state_and_cost(cloud):
+    client = cloud.client()
+    with client.start_run(name="one", owner="ada") as run:
+        run.lease(request(cloud))
+        (row,) = client.runs()
+        assert (row.name, row.owner, row.state, row.machines) == ("one", "ada", "active", ("gpu-01", "gpu-02"))
+        cloud.clock.sleep(10)
+    (row,) = client.runs()
+    assert row.state == "released"
+    assert row.node_seconds > 20
+    assert row.cost == pytest.approx(row.node_seconds * 0.01)
+
+
+def test_an_unknown_run_is_an_error_with_a_next_step(cloud):
+    with pytest.raises(MlopsError) as caught:
+        cloud.client().attach("aaaaaaaaaaaa")
+    assert "runs list" in caught.value.next_step
