@@ -15,7 +15,7 @@ from ironic.conductor import task_manager
 from ironic.drivers import base
 from oslo_log import log
 
-from ironic_machine import configdrive
+from ironic_machine import configdrive, session_keys
 from ironic_machine.slot import Slot
 
 LOG = log.getLogger(__name__)
@@ -23,6 +23,10 @@ LOG = log.getLogger(__name__)
 
 class MachineDeploy(base.DeployInterface):
     """Config drive in, power on; power off, config drive out; cleaning erases the data disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        session_keys.derive_once()
 
     def get_properties(self) -> dict[str, str]:
         """The `driver_info` keys of this interface."""
@@ -42,7 +46,7 @@ class MachineDeploy(base.DeployInterface):
         """Insert the config drive (if the request brought one) and power the machine on. Returns at once."""
         self._insert_config_drive(task)
         task.driver.power.set_power_state(task, states.POWER_ON)
-        _note_power(task)
+        _note_power(task, states.POWER_ON)
         return None
 
     @task_manager.require_exclusive_lock
@@ -102,7 +106,7 @@ class MachineDeploy(base.DeployInterface):
     def _switch_off(self, task: task_manager.TaskManager) -> None:
         if task.driver.power.get_power_state(task) != states.POWER_OFF:
             task.driver.power.set_power_state(task, states.POWER_OFF)
-        _note_power(task)
+        _note_power(task, states.POWER_OFF)
         slot_of(task).eject_config_drive()
 
 
@@ -120,8 +124,8 @@ def slot_of(task: task_manager.TaskManager) -> Slot:
     return Slot(Path(path))
 
 
-def _note_power(task: task_manager.TaskManager) -> None:
-    """Record the power state as the BMC reports it: allocations skip nodes whose recorded state is unknown."""
-    task.node.power_state = task.driver.power.get_power_state(task)
+def _note_power(task: task_manager.TaskManager, state: str) -> None:
+    """Record the power state that the BMC confirmed: allocations skip nodes whose recorded state is unknown."""
+    task.node.power_state = state
     task.node.target_power_state = states.NOSTATE
     task.node.save()
