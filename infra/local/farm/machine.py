@@ -104,11 +104,16 @@ class Machine:
             "fabric": self._farm["fabric"],
             "root": str(self.slot / "root"),
             "scratch": str(self.slot / "scratch"),
-            "scratch_mib": self._farm.get("scratch_mib"),
+            "scratch_mib": self._scratch_mib(),
             "image_dir": self._farm["image_dir"],
             "boot_program": str(_HERE / "boot.py"),
             "files": self._etc(hostname) | _config_drive_files(drive),
         }
+
+    def _scratch_mib(self) -> int | None:
+        """The size of /scratch: the slot's own, else the farm's, else whatever the disk below has."""
+        own = self.slot / "scratch-mib"
+        return int(own.read_text()) if own.exists() else self._farm.get("scratch_mib")
 
     def _etc(self, hostname: str) -> dict[str, str]:
         """Files below /etc. Names are resolved from /etc/hosts only: there is no DNS that could be slow."""
