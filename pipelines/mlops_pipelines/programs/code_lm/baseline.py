@@ -8,7 +8,7 @@ distribution over 256 bytes are interpolated. A file starts after two zero bytes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlops_pipelines.programs.code_lm.corpus import PreparedData, sample
 
@@ -34,15 +34,14 @@ class ByteTrigram:
     def __init__(self, files: Sequence[bytes]) -> None:
         import numpy as np  # noqa: PLC0415 - extra [train]
 
-        trigrams = np.bincount(np.concatenate([_codes(text) for text in files]), minlength=256**3).reshape(
-            256, 256, 256
-        )
+        counts = np.bincount(np.concatenate([_codes(text) for text in files]), minlength=256**3)
+        trigrams = np.flatnonzero(counts)
         # Lower orders count in how many contexts a byte was seen, not how often.
-        bigrams = np.count_nonzero(trigrams, axis=0)
-        unigrams = np.count_nonzero(bigrams, axis=0)
-        p1 = _interpolate(unigrams[np.newaxis, :], np.full((1, 256), 1 / 256))[0]
-        p2 = _interpolate(bigrams, np.broadcast_to(p1, (256, 256)))
-        self._p3 = _interpolate(trigrams, np.broadcast_to(p2, (256, 256, 256)))
+        bigrams, contexts = np.unique(trigrams & 0xFFFF, return_counts=True)
+        unigrams, bytes_before = np.unique(bigrams & 0xFF, return_counts=True)
+        p1 = _interpolate(unigrams, bytes_before, np.full((1, 256), 1 / 256, dtype=np.float32))
+        p2 = _interpolate(bigrams, contexts, np.repeat(p1, 256, axis=0))
+        self._p3 = _interpolate(trigrams, counts[trigrams], np.tile(p2, (256, 1))).reshape(256, 256, 256)
 
     def probability(self, before: bytes, byte: int) -> float:
         """P(byte | the last two bytes of `before`)."""
@@ -72,30 +71,39 @@ def _codes(text: bytes) -> NDArray[np.int64]:
     return (data[:-2] << 16) | (data[1:-1] << 8) | data[2:]
 
 
-def _interpolate(counts: NDArray[np.int64], lower: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Discounted counts plus the mass so freed times the lower order, along the last axis.
+def _interpolate(
+    grams: NDArray[np.int64], counts: NDArray[np.int64], lower: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Discounted counts plus the mass so freed times the lower order.
 
-    A context never seen gets the lower order alone.
+    Args:
+        grams: The n-grams that were seen: the context's number times 256, plus the byte.
+        counts: How often each was.
+        lower: ``[contexts, 256]``: the lower order's distribution in each context. It alone counts in a context that
+            was never seen.
     """
     import numpy as np  # noqa: PLC0415 - extra [train]
 
-    discounts = _discounts(counts)
-    per_cell = discounts[np.minimum(counts, _DISCOUNTED)]
-    totals = counts.sum(axis=-1, keepdims=True)
-    freed = per_cell.sum(axis=-1, keepdims=True)
-    seen = totals > 0
-    weight = np.where(seen, freed / np.maximum(totals, 1), 1.0)
-    own = (counts - per_cell) / np.maximum(totals, 1)
-    return (own + weight * lower).astype(np.float32)
+    taken = _discounts(counts)[np.minimum(counts, _DISCOUNTED)]
+    context = grams >> 8
+    totals = np.bincount(context, weights=counts, minlength=len(lower))
+    freed = np.bincount(context, weights=taken, minlength=len(lower))
+    weight = np.where(totals > 0, freed / np.maximum(totals, 1), 1.0).astype(np.float32)
+    out = lower * weight[:, np.newaxis]
+    out.reshape(-1)[grams] += ((counts - taken) / totals[context]).astype(np.float32)
+    return out
 
 
 def _discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """D(0..3+) from the counts of counts (equation 26); absolute discounting 0.5 where those are degenerate."""
+    """D(0..3+) from the counts of counts (equation 26).
+
+    Where those are too sparse: one discount for all, n1 / (n1 + 2 n2), as in Kneser and Ney's original.
+    """
     import numpy as np  # noqa: PLC0415 - extra [train]
 
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
+    y = min(n1 / (n1 + 2 * n2), 0.95) if n1 else 0.5
     if not (n1 and n2 and n3 and n4):
-        return np.array([0.0, 0.5, 0.5, 0.5])
-    y = n1 / (n1 + 2 * n2)
-    raw = [0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.array([0.0, *(min(max(d, 0.05), k + 0.95) for k, d in enumerate(raw[1:]))])
+        return np.array([0.0, y, y, y])
+    raw = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return np.array([0.0, *(min(max(d, 0.05), k - 0.05) for k, d in enumerate(raw, start=1))])

@@ -5,12 +5,12 @@ python -m mlops_sdk.training.worker  ->  this module, under torchrun or mpirun a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -20,16 +20,15 @@ from torch.nn import functional
 
 from mlops_pipelines.programs.code_lm.corpus import FILE_NAME, PreparedData, sample
 from mlops_pipelines.programs.code_lm.evaluate import total_bits
-from mlops_pipelines.programs.code_lm.export import upload_model, write_model
+from mlops_pipelines.programs.code_lm.export import write_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs, check_world, learning_rate, sequences
 from mlops_sdk.checkpoint.communicator import SingleProcess, TorchCommunicator
+from mlops_sdk.checkpoint.manifest import Manifest, manifest_key
 from mlops_sdk.checkpoint.snapshot import rank_tensors, restore, training_tensors
 from mlops_sdk.checkpoint.store import CheckpointStore
+from mlops_sdk.registry.model_files import upload_model
 from mlops_sdk.training.worker import WorkerContext, context
-
-if TYPE_CHECKING:
-    from mlops_sdk.checkpoint.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 _PEER_TIMEOUT = timedelta(minutes=5)
@@ -65,7 +64,9 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
         "steps": args.steps,
         "resumed_from": first,
         "train_s": round(trained_s, 3),
-        "tokens_per_s": round((args.steps - first) * args.batch * args.seq_len / trained_s, 1),
+        "tokens_per_s": round((args.steps - first) * args.batch * args.seq_len / max(trained_s, 1e-9), 1),
+        "attempt": ctx.attempt,
+        "world_size": ctx.world_size,
         "parameters": trainer.model.parameter_count(),
         "damaged_checkpoints": [str(damage) for damage in trainer.checkpoints.damages],
         **trainer.evaluate(),
@@ -92,7 +93,7 @@ class Trainer:
         self._optimizer = _optimizer(self.model, args)
         self.checkpoints = CheckpointStore(
             ctx.store,
-            f"{ctx.prefix}/checkpoints",
+            _checkpoints(ctx),
             run_id=str(ctx.run_id),
             attempt=ctx.attempt,
             comm=TorchCommunicator() if ctx.world_size > 1 else SingleProcess(),
@@ -187,14 +188,27 @@ def export(
     """Store the model below ``<prefix>/model``; returns what the result says about it."""
     folder = ctx.scratch / f"model-{ctx.run_key}"
     shutil.rmtree(folder, ignore_errors=True)
-    files = write_model(model, data.tokenizer_json(), folder)
+    write_model(model, data.tokenizer_json(), folder)
     prefix = f"{ctx.prefix}/model"
-    about: dict[str, JsonValue] = {"run_id": str(ctx.run_id), "attempt": ctx.attempt, "data_sha256": data.sha256}
-    digest = upload_model(ctx.store, prefix, folder, files, {**about, "bits_per_byte": result["bits_per_byte"]})
+    about: dict[str, JsonValue] = {
+        "run_id": str(ctx.run_id),
+        "attempt": ctx.attempt,
+        "data_sha256": data.sha256,
+        "bits_per_byte": result["bits_per_byte"],
+    }
+    digest = upload_model(ctx.store, prefix, folder, about)
     told: dict[str, JsonValue] = {"model": {"prefix": prefix, "manifest_sha256": digest}, "data_sha256": data.sha256}
     if committed is not None:
-        told["checkpoint"] = {"step": committed.step, "attempt": committed.attempt}
+        told["checkpoint"] = {
+            "key": manifest_key(_checkpoints(ctx), committed.step),
+            "sha256": hashlib.sha256(committed.to_bytes()).hexdigest(),
+            "step": committed.step,
+        }
     return told
+
+
+def _checkpoints(ctx: WorkerContext) -> str:
+    return f"{ctx.prefix}/checkpoints"
 
 
 def _shape(args: TrainArgs, data: PreparedData) -> Shape:

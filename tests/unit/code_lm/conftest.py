@@ -1,0 +1,76 @@
+"""A small corpus and a tiny configuration, so that the whole program runs in a second or two."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlops_pipelines.programs.code_lm import corpus
+from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
+from mlops_sdk.training.context import WorkerContext
+from mlops_sdk.training.jobfile import FileRef
+
+TINY = {
+    "steps": 8,
+    "batch": 4,
+    "seq_len": 16,
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "evaluate_bytes": 3000,
+    "hidden": 16,
+    "layers": 2,
+    "heads": 2,
+    "intermediate": 24,
+    "warm_up": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def sources() -> list[corpus.SourceFile]:
+    """Some thirty files of the standard library, among them held-out ones."""
+    files = corpus.standard_library()
+    small = [f for f in files if len(f.text) < 12_000]
+    return [f for f in small if not corpus.is_held_out(f.path)][:25] + [f for f in small if corpus.is_held_out(f.path)][
+        :8
+    ]
+
+
+@pytest.fixture(scope="session")
+def prepared(sources: list[corpus.SourceFile], tmp_path_factory: pytest.TempPathFactory) -> corpus.PreparedData:
+    return corpus.prepare(tmp_path_factory.mktemp("prepared"), vocabulary=400, files=sources)
+
+
+@pytest.fixture
+def s3() -> MemoryS3:
+    return MemoryS3()
+
+
+@pytest.fixture
+def job(prepared: corpus.PreparedData, s3: MemoryS3, tmp_path: Path) -> Callable[..., WorkerContext]:
+    """Makes the context of an attempt, as the worker would."""
+    ref = FileRef(name=corpus.FILE_NAME, key=prepared.key, sha256=prepared.sha256, size=prepared.size)
+    target = tmp_path / "data" / prepared.sha256 / corpus.FILE_NAME
+    target.parent.mkdir(parents=True)
+    target.symlink_to(prepared.path)
+
+    def make(attempt: int = 1, **args: object) -> WorkerContext:
+        return WorkerContext(
+            run_id=uuid.UUID(int=1),
+            run_key="abc",
+            attempt=attempt,
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            store=memory_store(s3),
+            prefix="runs/abc",
+            args=TINY | args,
+            scratch=tmp_path,
+            secrets={},
+            files=(ref,),
+            sender=None,
+        )
+
+    return make
