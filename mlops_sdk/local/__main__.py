@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-from mlops_sdk.errors import MlopsError, StackError
+from mlops_sdk.errors import MlopsError
 from mlops_sdk.local.isolation import become_init
-
-_NETNS = Path("/run/netns")
 
 
 def main() -> int:
@@ -24,7 +21,6 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         become_init()
-        _hide_named_namespaces()
         _run(arguments)
     except MlopsError as error:
         sys.stderr.write(f"mlops local up: {error}\n")
@@ -39,15 +35,6 @@ def _run(arguments: argparse.Namespace) -> None:
     only = tuple(name for name in arguments.only.split(",") if name)
     options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults)
     run_stack(options, until_stdin_closes=arguments.until_stdin_closes)
-
-
-def _hide_named_namespaces() -> None:
-    """Cover /run/netns in this mount namespace: what is named there by a service goes with the stack."""
-    _NETNS.mkdir(exist_ok=True)
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", _NETNS], check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise StackError("mounting inside the stack's namespace failed", seen=error.stderr) from error
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """One PID and mount namespace around the whole stack, so that nothing outlives it.
 
-The command that the user started becomes `unshare`; below it the first process of a new PID namespace does nothing but
-reap and pass signals on, and its one child supervises. Whichever of the three dies, by whatever signal, the kernel
-ends everything in the namespace.
+Three processes stand one above the other: the command that the user started, which waits and passes signals on; the
+first process of a new PID namespace, which reaps, and passes signals on; and the supervisor. Whichever of them dies, by
+whatever signal, the kernel ends everything in the namespace: the second is killed when the first dies, and the first
+process of a namespace takes all others with it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +23,13 @@ from mlops_sdk.errors import StackError
 from mlops_sdk.local.layout import Layout
 
 LOCK_VARIABLE = "MLOPS_STACK_LOCK_FD"
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
+_PR_SET_PDEATHSIG = 1
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_HARDENED = 0x2 | 0x4 | 0x8  # nosuid, nodev, noexec
+_NAMED_NETWORKS = Path("/run/netns")
 
 
 def take_lock(layout: Layout) -> int:
@@ -71,26 +80,44 @@ def holder(layout: Layout) -> int:
 
 
 def enter_namespace(lock: int, arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by one that runs ``python -m mlops_sdk.local`` with `arguments` in namespaces of its own."""
+    """Run ``python -m mlops_sdk.local`` with `arguments` in namespaces of its own, and exit with its status."""
     os.set_inheritable(lock, True)
     os.environ[LOCK_VARIABLE] = str(lock)
-    inner = [sys.executable, "-m", "mlops_sdk.local", *arguments]
-    flags = ["--pid", "--mount", "--mount-proc", "--fork", "--kill-child=SIGKILL"]
-    os.execvp("unshare", ["unshare", *flags, *inner])  # noqa: S606 - argv list; replacing this process is the point
-
-
-def become_init() -> None:
-    """Fork: the child returns, this process stays behind as the namespace's first one.
-
-    It reaps every orphan, passes SIGTERM and SIGHUP on to the child, and ends with the child's status; by that the
-    kernel ends whatever is left. A Ctrl-C reaches the child directly, from the terminal.
-    """
-    if os.getpid() != 1:
-        raise StackError("this program is started by `mlops local up`", next_step="use that command")
+    _call("unshare", _CLONE_NEWPID)  # of the children, not of this process
     child = os.fork()
     if child == 0:
-        os.set_inheritable(int(os.environ.pop(LOCK_VARIABLE)), False)
-        return
+        _become_first(arguments)
+    _stay_behind(child)
+
+
+def _become_first(arguments: Sequence[str]) -> NoReturn:
+    _call("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    _call("unshare", _CLONE_NEWNS)
+    _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    _call("mount", b"proc", b"/proc", b"proc", _MS_HARDENED, None)
+    # What a service names in /run/netns goes with the stack, because nobody else sees it.
+    _NAMED_NETWORKS.mkdir(exist_ok=True)
+    _call("mount", b"tmpfs", str(_NAMED_NETWORKS).encode(), b"tmpfs", _MS_HARDENED, None)
+    inner = [sys.executable, "-m", "mlops_sdk.local", *arguments]
+    os.execv(sys.executable, inner)  # noqa: S606 - an argv list; this process is replaced
+
+
+def _call(name: str, *arguments: int | bytes | None) -> None:
+    """Call the C library; Python 3.11 has no wrappers for these."""
+    if getattr(_LIBC, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise StackError(
+            "the stack's namespaces could not be made",
+            seen=f"{name}: {os.strerror(number)}",
+            next_step="run as root, on a kernel with PID and mount namespaces",
+        )
+
+
+def _stay_behind(child: int) -> NoReturn:
+    """Pass SIGTERM and SIGHUP on to the child, wait for it, and exit as it did.
+
+    A Ctrl-C reaches the supervisor directly, from the terminal.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: os.kill(child, number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -101,8 +128,23 @@ def become_init() -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
+def become_init() -> None:
+    """Fork: the child returns, this process stays behind as the namespace's first one.
+
+    It reaps every orphan, passes SIGTERM and SIGHUP on to the child, and ends with the child's status; by that the
+    kernel ends whatever is left.
+    """
+    if os.getpid() != 1:
+        raise StackError("this program is started by `mlops local up`", next_step="use that command")
+    child = os.fork()
+    if child == 0:
+        os.set_inheritable(int(os.environ.pop(LOCK_VARIABLE)), False)
+        return
+    _stay_behind(child)
+
+
 def members(outer_pid: int) -> list[int]:
-    """The processes below `unshare`, as this namespace numbers them; its direct child (the namespace's first) leads."""
+    """The processes of a stack below its outermost one, as we number them; the first of its namespace leads."""
     first = _children(outer_pid)
     if not first:
         return []

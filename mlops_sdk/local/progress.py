@@ -31,6 +31,7 @@ class Progress:
         self._console = Console(file=out, highlight=False, soft_wrap=not out.isatty())
         self._began = time.monotonic()
         self._since: dict[str, float] = {}
+        self._shown: dict[str, State] = {}
         self._units: list[Unit] = []
         self._live: Live | None = None
 
@@ -50,7 +51,9 @@ class Progress:
             self._since.setdefault(unit.service.name, time.monotonic())
         else:
             self._since.pop(unit.service.name, None)
-        if not self._console.is_terminal and unit.state is not State.WAITING:
+        news = self._shown.get(unit.service.name) is not unit.state
+        self._shown[unit.service.name] = unit.state
+        if news and not self._console.is_terminal:
             self.say(f"{unit.service.name:<14} {unit.state:<10} {_seconds(unit, 0.0):>6}  {_right(unit)}")
 
     def say(self, text: str) -> None:

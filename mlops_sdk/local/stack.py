@@ -54,7 +54,7 @@ def services_of(site: Site, *, faults: bool) -> tuple[Service, ...]:
         *ceph_services(site, network=("network",)),
         ironic_service(site, needs=(), faults=faults),
         Service(name="settings", needs=("keystone", "ceph-rgw"), prepare=lambda: write_settings(site)),
-        *machine_services(site, network),
+        *machine_services(site, network, faults=faults),
     )
 
 
@@ -98,8 +98,9 @@ class _Run:
     async def run(self, *, until_stdin_closes: bool) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop_or_give_up, stop)
+        loop.add_signal_handler(signal.SIGINT, self._stop_or_give_up, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # may arrive twice: from their sender, and passed on
+            loop.add_signal_handler(number, stop.set)
         if until_stdin_closes:
             watcher = threading.Thread(target=_call_at_end_of_input, args=(loop, stop.set), daemon=True)
             watcher.start()

@@ -156,7 +156,7 @@ class Supervisor:
         except MlopsError as error:
             self._set(unit, State.FAILED, str(error))
             raise
-        except (OSError, subprocess.SubprocessError) as error:
+        except Exception as error:  # whatever a service's libraries raise, the reader wants its name and log
             self._set(unit, State.FAILED, str(error))
             raise _dead(unit, f"{type(error).__name__}: {error}") from error
         unit.seconds = time.monotonic() - started

@@ -1,25 +1,28 @@
-"""The machines: their network and the BMC farm in front of them."""
+"""The machines: their network, the BMC farm in front of them, their enrolment in Ironic, and the reaper."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlops_sdk.errors import StackError
 from mlops_sdk.local import inventory
+from mlops_sdk.local.enroll import BmcAccess, enroll
 from mlops_sdk.local.layout import write_private_json
 from mlops_sdk.local.network import Fabric
 from mlops_sdk.local.probes import answers_http, said
 from mlops_sdk.local.service import Command, Service
+from mlops_sdk.local.services.keystone import OUR_PROJECT, connect, identity
 from mlops_sdk.local.site import Site
 
 _BMC_USER = "mlops"
 
 
-def machine_services(site: Site, network: MachineNetwork) -> tuple[Service, ...]:
-    """Network, BMC farm and reaper."""
-    return (network.service(), _farm(site, network), _reaper(site))
+def machine_services(site: Site, network: MachineNetwork, *, faults: bool) -> tuple[Service, ...]:
+    """Network, BMC farm, enrolment and reaper. With `faults`, the nodes' deploy interface fails on demand."""
+    return (network.service(), _farm(site, network), _nodes(site, faults=faults), _reaper(site))
 
 
 def _farm(site: Site, network: MachineNetwork) -> Service:
@@ -31,11 +34,11 @@ def _farm(site: Site, network: MachineNetwork) -> Service:
         write_private_json(
             config,
             inventory.farm_config(
-                inventory.reference_inventory(site.addresses.subnet),
+                _inventory(site),
                 port=site.addresses.bmc,
                 username=_BMC_USER,
                 password=site.secrets.bmc_password,
-                state_dir=str(site.layout.data("machines")),
+                state_dir=str(_machines(site)),
                 image_dir=str(site.tools.node_image),
                 fabric=network.description(),
             ),
@@ -51,12 +54,40 @@ def _farm(site: Site, network: MachineNetwork) -> Service:
     )
 
 
+def _nodes(site: Site, *, faults: bool) -> Service:
+    """Each machine enrolled and `available`, unless somebody holds it."""
+
+    def prepare() -> None:
+        with site.layout.log("nodes").open("a") as log:
+            enroll(
+                connect(site, "admin", site.secrets.keystone_admin, system_scope="all"),
+                _inventory(site),
+                bmc=BmcAccess(url=site.url("bmc"), username=_BMC_USER, password=site.secrets.bmc_password),
+                owner_project_id=identity(site)["projects"][OUR_PROJECT],
+                machine_root=_machines(site),
+                deploy_interface="machine-faults" if faults else "machine",
+                say=lambda line: print(line, file=log, flush=True),
+            )
+
+    names = ", ".join(machine.name for machine in _inventory(site).machines)
+    return Service(name="nodes", needs=("keystone", "ironic", "farm"), address=names, prepare=prepare)
+
+
+def _inventory(site: Site) -> inventory.Inventory:
+    return inventory.reference_inventory(site.addresses.subnet)
+
+
+def _machines(site: Site) -> Path:
+    """Where each machine has its slot: what Ironic and the farm share."""
+    return site.layout.data("machines")
+
+
 def _reaper(site: Site) -> Service:
     """Gives back what nobody renews, with a credential of its own."""
     log = site.layout.log("reaper")
     return Service(
         name="reaper",
-        needs=("settings", "ironic"),
+        needs=("settings", "nodes"),
         command=lambda: Command(
             argv=(sys.executable, "-m", "mlops_sdk.capacity.reaper"),
             env={"MLOPS_CONFIG": str(site.layout.reaper_toml)},

@@ -31,6 +31,14 @@ def down(stack: StackProcess) -> None:
     assert done.stdout.strip() == "stopped"
 
 
+def sigterm(stack: StackProcess) -> None:
+    os.kill(stack.pid, signal.SIGTERM)
+
+
+def sighup(stack: StackProcess) -> None:
+    os.killpg(stack.pid, signal.SIGHUP)  # what a closing terminal does
+
+
 def kill_outer(stack: StackProcess) -> None:
     os.kill(stack.pid, signal.SIGKILL)
 
@@ -45,7 +53,7 @@ def kill_supervisor(stack: StackProcess) -> None:
     os.kill(int(supervisor), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("end", [ctrl_c, down, kill_outer, kill_init, kill_supervisor])
+@pytest.mark.parametrize("end", [ctrl_c, down, sigterm, sighup, kill_outer, kill_init, kill_supervisor])
 def test_an_ended_stack_leaves_nothing(state_dir: Path, end: Callable[[StackProcess], None]) -> None:
     with StackProcess(state_dir, only=ONLY) as stack:
         stack.wait_ready(timeout_s=60)

@@ -36,7 +36,18 @@ def test_status_shows_every_service_and_its_exit_status_tells_the_truth(stack: A
     said = json.loads(done.stdout)
     assert said["ready"]
     states = {service["name"]: service["state"] for service in said["services"]}
-    assert set(states) >= {"network", "ceph-mon", "ceph-osd", "ceph-rgw", "mlflow", "keystone", "ironic", "farm"}
+    assert set(states) >= {
+        "network",
+        "ceph-mon",
+        "ceph-osd",
+        "ceph-rgw",
+        "mlflow",
+        "keystone",
+        "ironic",
+        "farm",
+        "nodes",
+        "reaper",
+    }
     assert set(states.values()) == {"ready"}
 
     with stack.held("mlflow"):
