@@ -56,13 +56,15 @@ async def run_group(
         abort: Set by the caller to end all; set by us when the first command fails.
         settle_s: How long the others may still end by themselves after the first failure.
     """
+    if not commands:
+        return []
     abort = abort or asyncio.Event()
     closing = asyncio.Event()
     tasks = [asyncio.create_task(_run_one(i, command, on_line, abort, closing)) for i, command in enumerate(commands)]
     workers = [task for task, command in zip(tasks, commands, strict=True) if command.argv]
     failed = asyncio.create_task(abort.wait())
+    finished = asyncio.create_task(asyncio.wait(workers))
     try:
-        finished = asyncio.gather(*workers)
         await asyncio.wait([finished, failed], return_when=asyncio.FIRST_COMPLETED)
         if abort.is_set():
             await asyncio.wait([finished], timeout=settle_s)
@@ -74,8 +76,7 @@ async def run_group(
             await asyncio.shield(asyncio.wait(tasks, timeout=_END_S))
         raise
     finally:
-        failed.cancel()
-        for task in tasks:
+        for task in (failed, finished, *tasks):
             task.cancel()
 
 

@@ -64,6 +64,8 @@ class Attempt:
             prepared = await self._prepare()
             self._on_event(AttemptStarted(attempt=self.number, prepared_s=time.monotonic() - began))
             ends = await self._launch(prepared)
+            if not all(end.ok for end in ends):
+                await self._sweep()
             return judge(self._placement, ends, self._raised, self._ended, self._started)
         finally:
             uploads.cancel()
@@ -109,6 +111,12 @@ class Attempt:
             await asyncio.gather(*(self._connections[i].put_bytes(path, body) for i, body in holders.items()))
         group = [self._command(i, command) for i, command in enumerate(per_node)]
         return await run_group(group, on_line=self._hear, abort=self._abort)
+
+    async def _sweep(self) -> None:
+        """End what a life line that was itself killed left behind."""
+        sweep = NodeCommand(argv=("true",), env={}, files={})
+        open_ones = [i for i, connection in enumerate(self._connections) if connection.is_open()]
+        await run_group([self._command(i, sweep) for i in open_ones], on_line=_ignore)
 
     def _hear(self, index: int, line: str) -> None:
         message = decode(line)
@@ -178,3 +186,7 @@ class Attempt:
     async def _upload(self) -> None:
         if warning := await asyncio.to_thread(self.logs.upload):
             self._on_event(Warned(text=warning))
+
+
+def _ignore(_index: int, _line: str) -> None:
+    """Of a command whose output does not matter."""

@@ -74,21 +74,22 @@ def run_job(
         HostKeyMismatch: another machine answers at a node's address.
     """
     outcome: list[JobResult | BaseException] = []
-    cancelled = threading.Event()
+    cancelled, over = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
             outcome.append(asyncio.run(_watched(_run(site, spec, nodes, on_line, on_event), cancelled, check)))
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             outcome.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=work, name=f"job-{site.run_key}")
-    thread.start()
+    threading.Thread(target=work, name=f"job-{site.run_key}").start()
     try:
-        thread.join()
+        over.wait()  # not join(): one that Ctrl-C interrupted takes the thread for ended ever after (CPython 3.11)
     finally:
         cancelled.set()
-        thread.join()
+        over.wait()
     ended = outcome[0]
     if isinstance(ended, BaseException):
         raise ended
@@ -102,17 +103,16 @@ async def _watched(
     task = asyncio.create_task(job)
     checked = time.monotonic()
     try:
-        while not task.done():
+        while not task.done() and not cancelled.is_set():
             await asyncio.wait([task], timeout=_CANCEL_POLL_S)
-            if cancelled.is_set():
-                task.cancel()
             if time.monotonic() - checked > _CHECK_S:
                 check()
                 checked = time.monotonic()
-        return task.result()
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        if not task.done():
+            task.cancel()  # once: a second one would cut off the ending of what runs on the machines
+            await asyncio.wait([task])
+    return task.result()
 
 
 async def _run(

@@ -185,6 +185,10 @@ def _unexplained(
     started: set[int],
 ) -> Verdict:
     """No rank said it failed by itself: one vanished, left on its own, or the launcher did not get that far."""
+    killed = next((i for i, end in enumerate(ends) if end.signal and not end.by_us), None)
+    if killed is not None:
+        name, node = f"SIG{ends[killed].signal}", placement.nodes[killed].name
+        return _verdict(Cause.KILLED, -1, node, f"the launcher on {node!r} was killed by {name}", f"signal {name}")
     left = [e for e in ended.values() if e.status and not e.asked and e.rank not in {error.rank for error in raised}]
     if left:
         node = placement.node_of(left[0].rank).name
@@ -198,11 +202,8 @@ def _unexplained(
         seen = raised[0].message if raised else "no word from its process"
         return _verdict(Cause.KILLED, rank, node, what, seen)
     index = next((i for i, end in enumerate(ends) if not end.ok and not end.by_us), 0)
-    end, node = ends[index], placement.nodes[index].name
-    if end.signal:
-        what = f"the launcher on {node!r} was killed by SIG{end.signal}"
-        return _verdict(Cause.KILLED, -1, node, what, f"signal SIG{end.signal}")
-    return _verdict(Cause.LAUNCHER, -1, node, f"the launcher on {node!r} failed", f"exit status {end.status}")
+    node, status = placement.nodes[index].name, ends[index].status
+    return _verdict(Cause.LAUNCHER, -1, node, f"the launcher on {node!r} failed", f"exit status {status}")
 
 
 def _verdict(cause: Cause, rank: int, node: str, what: str, seen: str) -> Verdict:
