@@ -168,44 +168,40 @@ class Cloud:
 
 
 def _open_session(settings: KeystoneSettings) -> Session:
-    import openstack  # noqa: PLC0415 - a second of import time that only cloud calls need
+    from keystoneauth1.identity import v3  # noqa: PLC0415 - import time that only cloud calls need
+    from keystoneauth1.session import Session as KeystoneSession  # noqa: PLC0415 - as above
 
-    auth: dict[str, str] = {"auth_url": settings.auth_url}
     if settings.application_credential_id:
-        auth_type = "v3applicationcredential"
-        auth["application_credential_id"] = settings.application_credential_id
-        auth["application_credential_secret"] = settings.application_credential_secret.get_secret_value()
+        auth = v3.ApplicationCredential(
+            auth_url=settings.auth_url,
+            application_credential_id=settings.application_credential_id,
+            application_credential_secret=settings.application_credential_secret.get_secret_value(),
+        )
     elif settings.username:
-        auth_type = "v3password"
-        auth["username"] = settings.username
-        auth["password"] = settings.password.get_secret_value()
-        auth["project_name"] = settings.project_name
-        auth["user_domain_name"] = settings.user_domain_name
-        auth["project_domain_name"] = settings.project_domain_name
+        auth = v3.Password(
+            auth_url=settings.auth_url,
+            username=settings.username,
+            password=settings.password.get_secret_value(),
+            project_name=settings.project_name,
+            user_domain_name=settings.user_domain_name,
+            project_domain_name=settings.project_domain_name,
+        )
     else:
         raise SettingsError(
             "keystone settings name neither a user nor an application credential",
             next_step="set keystone.username and .password, or keystone.application_credential_id and its secret",
         )
-    connection = openstack.connect(
-        auth_type=auth_type,
-        auth=auth,
-        region_name=settings.region,
-        api_timeout=_TIMEOUT_S,
-        load_yaml_config=False,
-        load_envvars=False,
-        app_name="openinfra-mlops",
-    )
-    return connection.session
+    return KeystoneSession(auth=auth, timeout=_TIMEOUT_S, app_name="openinfra-mlops")
 
 
 @contextmanager
 def _translated(action: str, auth_url: str) -> Generator[None]:
-    from keystoneauth1 import exceptions  # noqa: PLC0415 - comes with openstack, see above
+    from keystoneauth1 import exceptions  # noqa: PLC0415 - import time that only cloud calls need
 
     try:
         yield
-    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
+    except (exceptions.Unauthorized, exceptions.Forbidden, exceptions.NotFound) as error:
+        # only the login raises; Keystone answers 404 for an application credential that was revoked
         raise AccessDenied(
             f"Keystone at {auth_url!r} refused our login for {action}",
             seen=str(error),

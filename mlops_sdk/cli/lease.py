@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from mlops_sdk.capacity.lease import Allocation, Machine, belongs
+from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client
 
 
@@ -29,13 +28,8 @@ def list_leases(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table(box=None, pad_edge=False)
     headings = ("machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[heading.replace(" ", "_")] for heading in headings))
-    Console(highlight=False, soft_wrap=True).print(table)
+    print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
 
 
 def _row(machine: Machine, allocation: Allocation | None, deployment_id: str) -> dict[str, str]:

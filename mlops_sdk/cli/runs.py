@@ -7,13 +7,13 @@ import sys
 from datetime import datetime
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client, RunSummary
 from mlops_sdk.journal import Entry
 from mlops_sdk.proof import Proof
 
+_SUMMARY = ("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
 _as_json = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
@@ -34,10 +34,7 @@ def list_runs(as_json: bool) -> None:
     if not summaries:
         click.echo("no runs")
         return
-    table = _table("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
-    for summary in summaries:
-        table.add_row(*_summary_row(summary, client.settings.currency))
-    _print(table)
+    print_columns(_SUMMARY, [_summary_row(summary, client.settings.currency) for summary in summaries])
 
 
 @runs.command("show")
@@ -66,20 +63,17 @@ def show_run(run: str, as_json: bool) -> None:
 
 
 def _show(summary: RunSummary, entries: list[Entry], proof: Proof, currency: str) -> None:
-    table = _table("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
-    table.add_row(*_summary_row(summary, currency))
-    _print(table)
+    print_columns(_SUMMARY, [_summary_row(summary, currency)])
     click.echo()
-    table = _table("at", "kind", "action", "resource", "by")
-    for entry in entries:
-        writer = entry.writer.partition("-")[0]
-        table.add_row(_time(entry.at), entry.kind.value, entry.action, entry.resource, writer)
-    _print(table)
+    print_columns(
+        ("at", "kind", "action", "resource", "by"),
+        [(_time(e.at), e.kind.value, e.action, e.resource, e.writer.partition("-")[0]) for e in entries],
+    )
     click.echo()
-    table = _table("given back", "kind", "resource", "evidence")
-    for item in proof.items:
-        table.add_row("yes" if item.returned else "NO", item.kind.value, item.resource, item.evidence)
-    _print(table)
+    print_columns(
+        ("given back", "kind", "resource", "evidence"),
+        [("yes" if i.returned else "NO", i.kind.value, i.resource, i.evidence) for i in proof.items],
+    )
     click.echo("everything was given back" if proof.complete else "NOT everything was given back")
 
 
@@ -98,14 +92,3 @@ def _summary_row(summary: RunSummary, currency: str) -> tuple[str, ...]:
 
 def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}"
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table
-
-
-def _print(table: Table) -> None:
-    Console(highlight=False, soft_wrap=True).print(table)
