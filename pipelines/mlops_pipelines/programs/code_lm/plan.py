@@ -34,7 +34,7 @@ class TrainArgs(BaseModel):
     log_every: int = Field(default=5, ge=1)
     evaluate_bytes: int = Field(default=200_000, ge=1)
     seed: int = Field(default=0, ge=0)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     warm_up: int = Field(default=20, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta2: float = Field(default=0.95, gt=0, lt=1)
