@@ -10,6 +10,7 @@ import enum
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,6 +21,7 @@ from mlops_sdk.errors import RemoteError, ServiceUnavailable
 from mlops_sdk.objects import ObjectStore, to_json
 
 _ATTEMPTS = 50
+_READERS = 8
 
 
 class EntryKind(enum.Enum):
@@ -141,12 +143,10 @@ class Journal:
 
     def entries(self) -> list[Entry]:
         """All entries, oldest first."""
-        found: list[Entry] = []
-        for info in self._store.list(self._prefix):
-            raw = self._store.get_json(info.key)
-            if raw is not None:
-                found.append(Entry.parse(raw))
-        return found
+        keys = [info.key for info in self._store.list(self._prefix)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = list(pool.map(self._store.get_json, keys))
+        return [Entry.parse(raw) for raw in found if raw is not None]
 
     def first(self) -> Entry | None:
         """The entry that opened the run, or None when there is no such run."""

@@ -91,6 +91,7 @@ class FakeCloud:
         self.credentials: dict[str, StoredCredential] = {}
         self.secrets: dict[str, str] = {}
         self.access_rules: dict[str, AccessRule] = {}
+        self.rules_of: dict[str, set[str]] = {}
         self.config_drives: dict[str, Mapping[str, Any]] = {}
         self.lock = threading.RLock()
         for number in range(1, machines + 1):
@@ -345,8 +346,9 @@ class FakeCredentials(CredentialApi):
         with _Call(self._cloud, "create_credential", None):
             if name in self._cloud.credentials:
                 raise identity.NameTaken(name)
-            for rule in access_rules:  # equal rules of one user are one
-                self._cloud.access_rules[f"rule {rule.method} {rule.path}"] = rule
+            rules = {f"rule {rule.method} {rule.path}": rule for rule in access_rules}
+            self._cloud.access_rules.update(rules)  # equal rules of one user are one
+            self._cloud.rules_of[name] = set(rules)
             stored = StoredCredential(id=f"id-{name}", name=name, description=description)
             self._cloud.credentials[name] = stored
             self._cloud.secrets[stored.id] = secret
@@ -368,6 +370,8 @@ class FakeCredentials(CredentialApi):
     def delete_access_rule(self, rule_id: str) -> bool:
         """Delete."""
         with _Call(self._cloud, "delete_access_rule", None):
+            if any(rule_id in used for name, used in self._cloud.rules_of.items() if name in self._cloud.credentials):
+                return False
             return self._cloud.access_rules.pop(rule_id, None) is not None
 
 

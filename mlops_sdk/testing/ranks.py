@@ -19,8 +19,10 @@ T = TypeVar("T")
 class _World:
     def __init__(self, size: int, timeout_s: float) -> None:
         self.size = size
-        self.barrier = threading.Barrier(size, timeout=timeout_s)
-        self.said: list[str] = ["null"] * size
+        self.timeout_s = timeout_s
+        self.changed = threading.Condition()
+        self.rounds: dict[int, dict[int, str]] = {}
+        self.lost = False
 
 
 class ThreadCommunicator:
@@ -28,23 +30,30 @@ class ThreadCommunicator:
 
     def __init__(self, world: _World, rank: int) -> None:
         self._world = world
+        self._round = 0
         self.rank = rank
         self.world_size = world.size
 
     def all_gather(self, value: JsonValue) -> Sequence[JsonValue]:
         """What every rank gave, in rank order."""
-        try:
-            self._world.said[self.rank] = json.dumps(value)
-            self._world.barrier.wait()
-            answer = [json.loads(said) for said in self._world.said]
-            self._world.barrier.wait()
-        except threading.BrokenBarrierError as error:
-            raise CheckpointError(f"rank {self.rank} lost the other ranks", seen="broken barrier") from error
-        return answer
+        world = self._world
+        with world.changed:
+            said = world.rounds.setdefault(self._round, {})
+            self._round += 1
+            said[self.rank] = json.dumps(value)
+            world.changed.notify_all()
+            world.changed.wait_for(lambda: len(said) == world.size or world.lost, world.timeout_s)
+            if len(said) < world.size:
+                raise CheckpointError(
+                    f"rank {self.rank} lost the other ranks", seen=f"{len(said)} of {world.size} are there"
+                )
+            return [json.loads(said[rank]) for rank in range(world.size)]
 
     def leave(self) -> None:
         """This rank's process ends: the others find out."""
-        self._world.barrier.abort()
+        with self._world.changed:
+            self._world.lost = True
+            self._world.changed.notify_all()
 
 
 def run_ranks(size: int, program: Callable[[Communicator], T], *, timeout_s: float = 10.0) -> list[T | BaseException]:

@@ -25,6 +25,7 @@ from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, LeaseLost, NoCapacity
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import PREFIX, run_id_for
+from mlops_sdk.testing.contracts import check_baremetal, check_credentials
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
@@ -138,6 +139,14 @@ def test_the_run_credential_can_do_what_a_run_does_and_nothing_else(client: Clie
         own.get_machine(node.id)
     with pytest.raises(AccessDenied):  # a new login
         IronicApi(Cloud(login)).get_machine(node.id)
+
+
+def test_ironic_keeps_the_contract_of_the_fake(baremetal: IronicApi):
+    check_baremetal(baremetal, resource_class=CLASS, sleep=time.sleep)
+
+
+def test_keystone_keeps_the_contract_of_the_fake(client: Client):
+    check_credentials(KeystoneCredentials(Cloud(client.settings.keystone)))
 
 
 # The in-memory cloud is crashed at every single call; here are the boundaries that differ for the real services.
