@@ -144,33 +144,36 @@ def become_init() -> None:
 
 
 def members(outer_pid: int) -> list[int]:
-    """The processes of a stack below its outermost one, as we number them; the first of its namespace leads."""
-    first = _children(outer_pid)
-    if not first:
-        return []
-    namespace = _pid_namespace(first[0])
-    others = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != first[0]]
-    return [first[0], *(pid for pid in others if _pid_namespace(pid) == namespace)]
+    """The processes of a stack below its outermost one, as we number them; parents come before their children.
+
+    What is orphaned inside is adopted by the first process of the namespace, so the tree holds everything, machines
+    with PID namespaces of their own included.
+    """
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            children.setdefault(_parent(process), []).append(int(process.name))
+    found: list[int] = []
+    waiting = [outer_pid]
+    while waiting:
+        below = children.get(waiting.pop(0), [])
+        found += below
+        waiting += below
+    return found
 
 
 def inner_pid(pid: int) -> int:
-    """The number by which a process knows itself in its innermost PID namespace; 0 when it is gone."""
+    """The number by which the stack's namespace knows a process; 0 when it is gone, or not in such a namespace."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[-1]) for line in status.splitlines() if line.startswith("NSpid:")), 0)
+    numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+    return int(numbers[1]) if len(numbers) > 1 else 0
 
 
-def _children(pid: int) -> list[int]:
+def _parent(process: Path) -> int:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return []
-
-
-def _pid_namespace(pid: int) -> str:
-    try:
-        return str(Path(f"/proc/{pid}/ns/pid").readlink())
-    except OSError:
-        return ""
+        return 0
