@@ -87,15 +87,13 @@ class Cloud:
                 return once()
         raise ServiceUnavailable(f"{service} {method} {path} was never sent")  # pragma: no cover - attempts >= 1
 
-    def now(self) -> datetime:
-        """The time by the clock of the service that answered last (its `Date` header), advanced by our monotonic clock.
+    def now(self) -> datetime | None:
+        """The time by Ironic's clock (`Date` of its last reply), advanced by our monotonic clock; None before any.
 
-        Resolution: one second. Before the first answer it is this machine's clock.
+        Resolution: one second.
         """
         clock = self._clock
-        if clock is None:
-            return datetime.now(UTC)
-        return clock[0] + timedelta(seconds=monotonic() - clock[1])
+        return None if clock is None else clock[0] + timedelta(seconds=monotonic() - clock[1])
 
     def user_id(self) -> str:
         """Id of the user we are logged in as."""

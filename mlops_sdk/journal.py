@@ -11,9 +11,9 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from mlops_sdk.capacity.lease import NodeEvidence, from_iso, to_iso
@@ -22,6 +22,7 @@ from mlops_sdk.objects import ObjectStore, to_json
 
 _ATTEMPTS = 50
 _READERS = 8
+_SILENCE_S = 30.0
 
 
 class EntryKind(enum.Enum):
@@ -92,6 +93,7 @@ class Journal:
         self._writer = f"{writer}-{uuid.uuid4().hex[:8]}"
         self._next = 0
         self._backlog: list[Entry] = []
+        self._silent_until = 0.0
         self._lock = threading.Lock()
 
     def append(self, kind: EntryKind, action: str, resource: str = "", /, *, generation: int = 0, **data: Any) -> Entry:
@@ -108,8 +110,12 @@ class Journal:
         """As `append`, for what must not fail because S3 is down (giving back): kept, and written by the next call."""
         with self._lock:
             self._backlog.append(self._entry(kind, action, resource, generation, data))
-            with suppress(ServiceUnavailable):
+            if monotonic() < self._silent_until:
+                return
+            try:
                 self._flush()
+            except ServiceUnavailable:
+                self._silent_until = monotonic() + _SILENCE_S  # each try takes seconds, and giving back must not wait
 
     def _flush(self) -> None:
         while self._backlog:

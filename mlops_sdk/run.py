@@ -353,7 +353,8 @@ class Run:
             detail.update(credential_id=self._credential.id, expires_at=to_iso(self._credential.expires_at))
         api = self._services.connect(self._credential.login(self.settings.keystone))
         self._leases = self._on(api)
-        nodes = self._leases.acquire(grant)
+        pieces = self._generation_state().pieces.values()
+        nodes = self._leases.acquire(grant, deployed={piece.name for piece in pieces if piece.deployed})
         self._seen_machines = len(nodes)
         self._lease = Lease(nodes=nodes, generation=self.generation, request=grant.request)
         self.journal.append(

@@ -43,6 +43,7 @@ from mlops_sdk.objects import ObjectStore
 
 _LOG = logging.getLogger("mlops.reaper")
 _MAX_BACKOFF_S = 60.0
+_MAX_DOUBLINGS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +141,19 @@ class Reaper:
                 except MlopsError as error:
                     errors = [str(error)]
                 failures = failures + 1 if errors else 0
-                pause = min(self._settings.lease.reaper_period_s * 2 ** min(failures, 10), _MAX_BACKOFF_S)
-                next_scan = self._clock.monotonic() + (pause if failures else self._settings.lease.reaper_period_s)
+                next_scan = self._clock.monotonic() + self._pause_s(failures)
             self._step(errors)
             for text in errors:
                 _LOG.error("could not do everything", extra={"data": {"error": text, "failures": failures}})
             wait_s = next_scan - self._clock.monotonic()
             stop.wait(max(0.05, min(wait_s, self._settings.lease.poll_s) if self._in_flight else wait_s))
+
+    def _pause_s(self, failures: int) -> float:
+        """Until the next scan: the period, longer while something does not answer."""
+        period_s = self._settings.lease.reaper_period_s
+        if not failures:
+            return period_s
+        return max(period_s, min(period_s * 2 ** min(failures, _MAX_DOUBLINGS), _MAX_BACKOFF_S))
 
     def _scan(self, *, dry_run: bool) -> tuple[list[Due], int, list[str]]:
         """Find what is due and (unless it is a dry run) begin to return it."""
@@ -258,8 +265,8 @@ class Reaper:
     def _sweep_rules(self, dry_run: bool) -> list[Due]:
         """Access rules whose credential is gone (its revoker died in between), of runs with a journal here."""
         due: list[Due] = []
-        live = {stored.name for stored in self._broker.stored()}
-        for text in sorted(self._broker.names_of_rules() - live):
+        names = self._broker.names_of_rules()
+        for text in sorted(names - {stored.name for stored in self._broker.stored()}):
             name = parse_resource_name(text)
             if name is None or self._journal(name).first() is None:
                 continue

@@ -8,7 +8,7 @@ cannot block each other.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -89,16 +89,21 @@ class IronicLeases:
         self._clock = clock
         self._boundary = boundary
 
-    def acquire(self, grant: Grant) -> tuple[Node, ...]:
+    def acquire(self, grant: Grant, *, deployed: Collection[str] = ()) -> tuple[Node, ...]:
         """All machines of a lease, deployed; what this generation has already is adopted. Idempotent.
 
         On `NoCapacity` nothing is held any more. On any other error the caller gives back (`release`).
+
+        Args:
+            grant: For whom.
+            deployed: Allocations under which the journal knows a deployment: if one is gone, it is not made again.
 
         Raises:
             NoCapacity: fewer than asked for were to be had within the waiting time.
             NodeFailed: a machine failed, was never active in time, or shows a state we do not know.
             LeaseLost: a name belongs to somebody else.
         """
+        self._check_still_there(grant, deployed)
         self._allocate(grant)
         return self._deploy(grant)
 
@@ -155,6 +160,16 @@ class IronicLeases:
             deadline=grant.request.deadline,
             renewed_until=self._api.now() + timedelta(seconds=self._settings.renew_for_s),
         )
+
+    def _check_still_there(self, grant: Grant, deployed: Collection[str]) -> None:
+        """A generation deploys a machine once: what was taken back from it stays gone."""
+        gone = [name for name in grant.names if name in deployed and self._api.get_allocation(name) is None]
+        if gone:
+            raise LeaseLost(
+                f"generation {grant.generation} of this lease was given back meanwhile",
+                seen=f"no allocation {', '.join(gone)}",
+                next_step="open the next generation of the run",
+            )
 
     def _allocate(self, grant: Grant) -> None:
         end = self._clock.monotonic() + grant.request.wait_s

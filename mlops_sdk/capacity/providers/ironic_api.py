@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker
 from mlops_sdk.cloud import Cloud, words_of
+from mlops_sdk.errors import RemoteError
 
 # 1.60: allocation owner; 1.56: config drive as a JSON object; 1.52: allocations
 _HEADERS = {"X-OpenStack-Ironic-API-Version": "1.60"}
@@ -78,8 +79,18 @@ class IronicApi(BaremetalApi):
         self._cloud = cloud
 
     def now(self) -> datetime:
-        """Ironic's clock, from the `Date` of its last reply."""
-        return self._cloud.now()
+        """Ironic's clock, from the `Date` of its last reply; asks for one if there was none."""
+        moment = self._cloud.now()
+        if moment is None:
+            self._cloud.request("baremetal", "GET", "/v1/nodes", params={"limit": "1"}, headers=_HEADERS)
+            moment = self._cloud.now()
+        if moment is None:
+            raise RemoteError(
+                "Ironic's replies have no Date header",
+                seen="GET /v1/nodes",
+                next_step="check what stands between us and Ironic; leases are judged by Ironic's clock",
+            )
+        return moment
 
     def get_allocation(self, ident: str) -> Allocation | None:
         """By name or id."""

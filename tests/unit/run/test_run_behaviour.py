@@ -8,7 +8,7 @@ import pytest
 from mlops_sdk.capacity.lease import LeaseRequest, Outcome
 from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.journal import EntryKind
-from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
 
 
 @pytest.fixture
@@ -189,6 +189,24 @@ def test_with_s3_down_the_run_still_gives_its_machines_back(cloud):
     run.journal.append(EntryKind.EVENT, "back")  # what could not be written then is written now
     assert len([e for e in run.journal.entries() if e.kind is EntryKind.EVIDENCE]) == 2
     assert run.prove().complete
+
+
+def test_a_generation_that_was_taken_back_is_not_made_again_under_the_same_name(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        run.lease(request(cloud))
+        run.keep()
+    for machine in cloud.machines.values():  # an operator tears the machines down
+        if machine.shown.allocation_id:
+            FakeBaremetal(cloud).tear_down(machine.shown.id)
+    cloud.clock.sleep(10)
+    again = cloud.client().attach(run.id)
+    with pytest.raises(LeaseLost, match="given back meanwhile"):
+        again.lease()
+    assert again.prove().complete
+    assert again.next_generation() == 2
+    again.lease(request(cloud))
+    again.release()
+    assert nothing_is_left(cloud)
 
 
 def test_no_secret_reaches_journal_heartbeat_or_markers(cloud):
