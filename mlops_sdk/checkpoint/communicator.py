@@ -78,7 +78,7 @@ class TorchCommunicator:
             parts = self._exchange(padded)
         except RuntimeError as error:
             raise CheckpointError(
-                f"rank {self.rank} could not reach the other ranks about a checkpoint",
+                f"rank {self.rank} lost its peers while they agreed on a checkpoint (gloo)",
                 seen=str(error).splitlines()[0],
                 next_step="see why a rank ended; the last committed checkpoint is intact",
             ) from error
