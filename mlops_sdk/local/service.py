@@ -56,6 +56,7 @@ class Service:
         command: The process, asked for after `prepare`.
         probe: Raises `NotReady` until the service answers.
         finish: What can only be made once it answers; the service is ready after it.
+        alive: For a step: what it made still stands. Looked at every two seconds; if not, the stack ends.
         undo: What takes back, at the end of the stack, what `prepare` made outside the state directory.
         start_timeout_s: From process start to ready.
         stop_timeout_s: From SIGTERM to SIGKILL.
@@ -69,6 +70,7 @@ class Service:
     command: Callable[[], Command] | None = None
     probe: Callable[[], None] = _nothing
     finish: Callable[[], None] = _nothing
+    alive: Callable[[], bool] | None = None
     undo: Callable[[], None] = _nothing
     start_timeout_s: float = 90.0
     stop_timeout_s: float = 10.0

@@ -2,7 +2,8 @@
 
 A service that dies before it is ready ends the stack, with the last lines of its log in the error. One that dies later
 is restarted after a pause that doubles (0.5 s to 8 s); every service keeps its state on disk, so a restart is safe. One
-that dies five times within a minute ends the stack.
+that dies five times within a minute ends the stack. So does the loss of the machines' network, which is no process that
+could be restarted under those who use it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mlops_sdk.local.service import Command, NotReady, Service, State, Unit, in_
 
 HEAVY_AT_ONCE = 2
 _PROBE_EVERY_S = 0.1
+_LOOK_EVERY_S = 2.0
 _DEATHS, _WITHIN_S = 5, 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _TAIL_LINES = 15
@@ -105,6 +107,7 @@ class Supervisor:
         else:
             await self._bring_up(unit)
         if unit.service.command is None:
+            await self._watch_step(unit)
             return
         deaths: deque[float] = deque(maxlen=_DEATHS)
         while True:
@@ -116,6 +119,14 @@ class Supervisor:
                 await self._pause_before_restart(unit, deaths, code)
                 unit.restarts += 1
             await self._bring_up_again(unit)
+
+    async def _watch_step(self, unit: Unit) -> None:
+        """A step cannot be restarted under the services that use what it made."""
+        while unit.service.alive is not None:
+            if not unit.service.alive():
+                self._set(unit, State.FAILED, "gone")
+                raise _dead(unit, "what it made is gone")
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _bring_up_again(self, unit: Unit) -> None:
         """A failure here is one more death, which the caller counts; only a first start has no second chance."""

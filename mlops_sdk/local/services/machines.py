@@ -106,7 +106,13 @@ class MachineNetwork:
 
     def service(self) -> Service:
         """The network as a step: its namespace lives as long as the stack."""
-        return Service(name="network", address=self.site.addresses.subnet, prepare=self.start, undo=self.stop)
+        return Service(
+            name="network",
+            address=self.site.addresses.subnet,
+            prepare=self.start,
+            alive=lambda: self.running is not None and self.running.alive,
+            undo=self.stop,
+        )
 
     def description(self) -> dict[str, Any]:
         """What plugs machines in."""

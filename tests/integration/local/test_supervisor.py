@@ -180,3 +180,16 @@ async def test_a_restart_that_fails_is_tried_again(tmp_path: Path, monkeypatch: 
     await until(lambda: unit.restarts == 3 and unit.state is State.READY)
     stop.set()
     await task
+
+
+async def test_a_step_whose_work_is_gone_ends_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlops_sdk.local.supervisor._LOOK_EVERY_S", 0.02)
+    made = tmp_path / "made"
+    step = Service(name="step", prepare=made.touch, alive=made.exists)
+    user = Service(name="user", needs=("step",), command=sh("exec sleep 60"))
+    supervisor = supervisor_of(tmp_path, step, user)
+    task, _ = await run_until_ready(supervisor)
+    made.unlink()
+    with pytest.raises(StackError, match=r"'step'.*is not up"):
+        await task
+    assert supervisor.units["user"].state is State.STOPPED
