@@ -50,6 +50,8 @@ async def run_group(
 ) -> list[End]:
     """Run all to their end. Never raises for what happens on the machines: the ends tell.
 
+    An exception of `on_line` ends all and is raised.
+
     Args:
         commands: One per machine. Guards (without argv) end when the others have.
         on_line: Output, standard output and error alike, as it arrives.
@@ -81,13 +83,13 @@ async def run_group(
 
 
 async def _run_one(index: int, command: Command, on_line: OnLine, abort: asyncio.Event, closing: asyncio.Event) -> End:
-    end = await _run(index, command, on_line, closing)
+    end = await _run(index, command, on_line, abort, closing)
     if not end.ok and not (end.by_us and not command.argv):
         abort.set()
     return end
 
 
-async def _run(index: int, command: Command, on_line: OnLine, closing: asyncio.Event) -> End:
+async def _run(index: int, command: Command, on_line: OnLine, abort: asyncio.Event, closing: asyncio.Event) -> End:
     argv = [command.python, "-m", "mlops_sdk.remote.lifeline", "--name", command.name, "--", *command.argv]
     env = [f"{key}={value}" for key, value in sorted(command.env.items())]
     try:
@@ -97,6 +99,7 @@ async def _run(index: int, command: Command, on_line: OnLine, closing: asyncio.E
     except (asyncssh.Error, OSError) as error:
         return End(lost=str(error) or type(error).__name__)
     reader = asyncio.create_task(_read_lines(index, process, on_line))
+    reader.add_done_callback(lambda task: abort.set() if not task.cancelled() and task.exception() else None)
     beat = asyncio.create_task(_heartbeat(process))
     done = asyncio.create_task(process.wait_closed())
     stop = asyncio.create_task(closing.wait())
@@ -113,6 +116,8 @@ async def _run(index: int, command: Command, on_line: OnLine, closing: asyncio.E
         for task in (reader, beat, stop, done):
             task.cancel()
         process.close()
+    if reader.done() and not reader.cancelled() and (error := reader.exception()):
+        raise error
     return _end_of(process, command.connection, by_us=by_us)
 
 

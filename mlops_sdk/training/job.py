@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -22,8 +24,11 @@ from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Verdict, place
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import LaunchSpec
 
-_CANCEL_POLL_S = 0.2
+_TELL_S = 0.1
+_CANCEL_POLL_S = 0.1
 _CHECK_S = 1.0
+
+_Told = SimpleQueue[tuple[Callable[[Any], None], Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,9 @@ def run_job(
 
     An attempt that ended for a cause that trying again can cure is followed by the next one, up to `spec.max_attempts`;
     the program resumes from its last committed checkpoint by itself. When this returns or raises, no process of the job
-    is left on a machine that can be reached. Works inside a running event loop too: the job has a thread of its own,
-    and the callbacks are called from it.
+    is left on a machine that can be reached. Works inside a running event loop too: the job has a thread of its own.
+    The callbacks are called in the caller's thread and may take their time; an exception in one ends the job and comes
+    out of here.
 
     Args:
         site: What the job needs of its run.
@@ -73,46 +79,76 @@ def run_job(
         NodeFailed: a node cannot be reached, came not back, or its scratch is full.
         HostKeyMismatch: another machine answers at a node's address.
     """
-    outcome: list[JobResult | BaseException] = []
-    cancelled, over = threading.Event(), threading.Event()
-
-    def work() -> None:
-        try:
-            outcome.append(asyncio.run(_watched(_run(site, spec, nodes, on_line, on_event), cancelled, check)))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            outcome.append(error)
-        finally:
-            over.set()
-
-    threading.Thread(target=work, name=f"job-{site.run_key}").start()
-    try:
-        over.wait()  # not join(): one that Ctrl-C interrupted takes the thread for ended ever after (CPython 3.11)
-    finally:
-        cancelled.set()
-        over.wait()
-    ended = outcome[0]
-    if isinstance(ended, BaseException):
-        raise ended
-    return ended
-
-
-async def _watched(
-    job: Coroutine[None, None, JobResult], cancelled: threading.Event, check: Callable[[], None]
-) -> JobResult:
-    """The job's result, unless the caller was interrupted or `check` raises: then everything is ended first."""
-    task = asyncio.create_task(job)
+    told: _Told = SimpleQueue()
+    thread = _JobThread(
+        _run(site, spec, nodes, lambda line: told.put((on_line, line)), lambda event: told.put((on_event, event))),
+        name=f"job-{site.run_key}",
+    )
     checked = time.monotonic()
     try:
-        while not task.done() and not cancelled.is_set():
-            await asyncio.wait([task], timeout=_CANCEL_POLL_S)
+        while not thread.over.is_set():
+            _pass_on(told, wait_s=_TELL_S)
             if time.monotonic() - checked > _CHECK_S:
                 check()
                 checked = time.monotonic()
     finally:
+        thread.end()
+    _pass_on(told, wait_s=0)
+    return thread.result()
+
+
+class _JobThread:
+    """A coroutine in a thread and loop of its own."""
+
+    def __init__(self, job: Coroutine[None, None, JobResult], *, name: str) -> None:
+        self.over = threading.Event()
+        self._cancelled = threading.Event()
+        self._outcome: JobResult | BaseException | None = None
+        threading.Thread(target=self._work, args=(job,), name=name).start()
+
+    def end(self) -> None:
+        """Cancel it if it still runs, and wait until it has cleaned up."""
+        self._cancelled.set()
+        self.over.wait()  # not join(): one that Ctrl-C interrupts takes the thread for ended ever after (CPython 3.11)
+
+    def result(self) -> JobResult:
+        """What came of it."""
+        if isinstance(self._outcome, JobResult):
+            return self._outcome
+        raise self._outcome or RuntimeError("the job's thread ended without a word")
+
+    def _work(self, job: Coroutine[None, None, JobResult]) -> None:
+        try:
+            self._outcome = asyncio.run(self._until_cancelled(job))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            self._outcome = error
+        finally:
+            self.over.set()
+
+    async def _until_cancelled(self, job: Coroutine[None, None, JobResult]) -> JobResult:
+        task = asyncio.create_task(job)
+        while not task.done() and not self._cancelled.is_set():
+            await asyncio.wait([task], timeout=_CANCEL_POLL_S)
         if not task.done():
             task.cancel()  # once: a second one would cut off the ending of what runs on the machines
             await asyncio.wait([task])
-    return task.result()
+        return task.result()
+
+
+def _pass_on(told: _Told, *, wait_s: float) -> None:
+    """Call back with all that was told so far, waiting at most `wait_s` for the first."""
+    item = _next(told, wait_s)
+    while item is not None:
+        callback, what = item
+        callback(what)
+        item = _next(told, 0)
+
+
+def _next(told: _Told, wait_s: float) -> tuple[Callable[[Any], None], Any] | None:
+    try:
+        return told.get(timeout=wait_s) if wait_s else told.get_nowait()
+    except Empty:
+        return None
 
 
 async def _run(

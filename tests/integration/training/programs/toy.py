@@ -1,0 +1,51 @@
+"""A program for tests of launches: sums over all ranks, and misbehaves on demand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+import mlops_sdk
+from mlops_sdk.training.worker import WorkerContext, context
+
+
+def main() -> None:
+    """Run the steps that the arguments ask for."""
+    ctx = context()
+    print(f"rank {ctx.rank} of {ctx.world_size} runs {mlops_sdk.__file__}")  # noqa: T201 - what the test looks for
+    dist.init_process_group("gloo")
+    total = torch.zeros(1)
+    for step in range(int(str(ctx.args["steps"]))):
+        total = torch.ones(1) * (ctx.rank + 1)
+        dist.all_reduce(total)
+        ctx.log_metrics(step, {"total": float(total)})
+        misbehave(ctx, step)
+        time.sleep(0.05)
+    ctx.report_result({"total": float(total), "world_size": ctx.world_size, "attempt": ctx.attempt})
+    dist.destroy_process_group()
+
+
+def misbehave(ctx: WorkerContext, step: int) -> None:
+    """Rank 1 does what it was told to do at step 2."""
+    wanted = ctx.args.get("do")
+    if step != 2 or ctx.rank != 1 or wanted is None:
+        return
+    if wanted == "raise":
+        raise ValueError("no such token: 42")
+    if wanted == "exit":
+        sys.exit(7)
+    if wanted == "kill once" and not (ctx.scratch / "killed").exists():
+        (ctx.scratch / "killed").touch()
+        os.kill(os.getpid(), 9)
+    if wanted == "fill the disk":
+        with (ctx.scratch / "full").open("wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+
+
+if __name__ == "__main__":
+    main()
