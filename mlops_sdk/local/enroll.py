@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import openstack.exceptions
+from keystoneauth1.exceptions import ClientException
 from openstack.connection import Connection
 
 from mlops_sdk.errors import StackError
@@ -148,7 +149,7 @@ def enroll(
         Node ids by name.
 
     Raises:
-        StackError: when a node does not get there in time; names it and quotes Ironic.
+        StackError: when a node does not get there in time (names it and quotes Ironic), or Ironic fails.
     """
     wanted = {
         machine.name: _Wanted(
@@ -165,7 +166,14 @@ def enroll(
         )
         for machine in inventory.machines
     }
-    return _Enrollment(admin, wanted, say).run(timeout_s)
+    try:
+        return _Enrollment(admin, wanted, say).run(timeout_s)
+    except (openstack.exceptions.SDKException, ClientException) as error:
+        raise StackError(
+            "the machines could not be enrolled in Ironic",
+            seen=str(error),
+            next_step="see the logs of ironic and keystone in the stack's logs directory",
+        ) from error
 
 
 def _from_manageable(node: NodeView) -> Step:
