@@ -96,6 +96,30 @@ def test_two_machines_are_leased_renewed_attached_to_returned_and_proven(
         run.lease(request(2))
 
 
+def test_the_window_between_the_last_look_and_the_tear_down_is_far_shorter_than_a_claim(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    """What the fence leaves open: from the last look at the owner to the moment Ironic has our request."""
+    looked, windows = [0.0], []
+    look, tear_down = IronicApi.get_allocation, IronicApi.tear_down
+
+    def timed_look(api: IronicApi, ident: str) -> Any:
+        looked[0] = time.monotonic()  # the answer cannot be older than this
+        return look(api, ident)
+
+    def timed_tear_down(api: IronicApi, node_id: str) -> None:
+        tear_down(api, node_id)
+        windows.append(time.monotonic() - looked[0])
+
+    monkeypatch.setattr(IronicApi, "get_allocation", timed_look)
+    monkeypatch.setattr(IronicApi, "tear_down", timed_tear_down)
+    with client.start_run() as run:
+        run.lease(request())
+    assert windows
+    sys.stderr.write(f"window of the fence: {max(windows) * 1000:.0f} ms\n")
+    assert max(windows) < client.settings.lease.renew_for_s / 4
+
+
 def test_the_secret_decides(stack: Any):
     wrong = stack.settings.keystone.model_copy(update={"password": SecretStr("wrong")})
     client = Client(stack.settings.model_copy(update={"keystone": wrong}))
