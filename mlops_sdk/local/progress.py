@@ -18,6 +18,7 @@ _COLOURS = {
     State.WAITING: "dim",
     State.STARTING: "yellow",
     State.READY: "green",
+    State.UNHEALTHY: "red",
     State.RESTARTING: "yellow",
     State.STOPPED: "dim",
     State.FAILED: "red",

@@ -20,6 +20,7 @@ class State(StrEnum):
     WAITING = "waiting"
     STARTING = "starting"
     READY = "ready"
+    UNHEALTHY = "unhealthy"
     RESTARTING = "restarting"
     STOPPED = "stopped"
     FAILED = "failed"

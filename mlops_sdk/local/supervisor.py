@@ -3,7 +3,7 @@
 A service that dies before it is ready ends the stack, with the last lines of its log in the error. One that dies later
 is restarted after a pause that doubles (0.5 s to 8 s); every service keeps its state on disk, so a restart is safe. One
 that dies five times within a minute ends the stack. So does the loss of the machines' network, which is no process that
-could be restarted under those who use it.
+could be restarted under those who use it. One that lives but fails three probes in a row is shown as unhealthy.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mlops_sdk.local.service import Command, NotReady, Service, State, Unit, in_
 HEAVY_AT_ONCE = 2
 _PROBE_EVERY_S = 0.1
 _LOOK_EVERY_S = 2.0
+_PROBE_AGAIN_EVERY_S, _MISSES = 10.0, 3
 _DEATHS, _WITHIN_S = 5, 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _TAIL_LINES = 15
@@ -53,7 +54,8 @@ class Supervisor:
         self._ready = {name: asyncio.Event() for name in self.units}
         self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
         self._held: set[str] = set()
-        self._wakeups = {name: asyncio.Event() for name in self.units}
+        self._resting = {name: asyncio.Event() for name in self.units}
+        self._released = {name: asyncio.Event() for name in self.units}
 
     @property
     def ready(self) -> bool:
@@ -83,14 +85,26 @@ class Supervisor:
             await self._stop_all()
 
     async def hold(self, name: str) -> None:
-        """Stop one service and leave it stopped until `release`."""
+        """Stop one service and leave it stopped until `release`.
+
+        Raises:
+            ValueError: it is not running, or there is no such service with a process.
+        """
+        unit = self.units.get(name)
+        if unit is None or unit.service.command is None:
+            raise ValueError(f"there is no service {name!r} with a process")
+        if unit.state not in {State.READY, State.UNHEALTHY, State.RESTARTING}:
+            raise ValueError(f"it is {unit.state}")
         self._held.add(name)
-        await self._stop(self.units[name])
+        await self._stop(unit)
+        await self._resting[name].wait()
 
     async def release(self, name: str) -> None:
         """Start a held service again and wait until it is ready."""
+        if name not in self._held:
+            raise ValueError(f"service {name!r} is not held")
         self._held.discard(name)
-        self._wakeups[name].set()
+        self._released[name].set()
         await self._ready[name].wait()
 
     async def _announce(self, all_ready: Callable[[], None]) -> None:
@@ -111,14 +125,36 @@ class Supervisor:
             return
         deaths: deque[float] = deque(maxlen=_DEATHS)
         while True:
-            code = await _exit_of(self._processes[unit.service.name])
+            code = await self._watch_process(unit)
             self._ready[unit.service.name].clear()
-            if unit.service.name in self._held:
-                await self._stay_held(unit)
-            else:
+            if unit.service.name not in self._held:
                 await self._pause_before_restart(unit, deaths, code)
                 unit.restarts += 1
+            await self._stay_held(unit)
             await self._bring_up_again(unit)
+
+    async def _watch_process(self, unit: Unit) -> int:
+        """Wait for the exit code; meanwhile, say when the service does not answer, which alone ends nothing."""
+        exiting = asyncio.create_task(_exit_of(self._processes[unit.service.name]))
+        misses = 0
+        try:
+            while not exiting.done():
+                await asyncio.wait({exiting}, timeout=_PROBE_AGAIN_EVERY_S)
+                if exiting.done() or unit.state not in {State.READY, State.UNHEALTHY}:
+                    continue
+                try:
+                    await asyncio.to_thread(unit.service.probe)
+                except NotReady as error:
+                    misses += 1
+                    if misses >= _MISSES:
+                        self._set(unit, State.UNHEALTHY, str(error))
+                else:
+                    misses = 0
+                    if unit.state is State.UNHEALTHY:
+                        self._set(unit, State.READY)
+            return exiting.result()
+        finally:
+            exiting.cancel()
 
     async def _watch_step(self, unit: Unit) -> None:
         """A step cannot be restarted under the services that use what it made."""
@@ -136,11 +172,13 @@ class Supervisor:
             await self._end(unit)
 
     async def _stay_held(self, unit: Unit) -> None:
-        self._set(unit, State.STOPPED, "stopped on request", pid=0)
-        wakeup = self._wakeups[unit.service.name]
-        while unit.service.name in self._held:
-            wakeup.clear()
-            await wakeup.wait()
+        name = unit.service.name
+        while name in self._held:
+            self._set(unit, State.STOPPED, "stopped on request", pid=0)
+            self._released[name].clear()
+            self._resting[name].set()
+            await self._released[name].wait()
+        self._resting[name].clear()
 
     async def _pause_before_restart(self, unit: Unit, deaths: deque[float], code: int) -> None:
         why = unit.detail if unit.state is State.FAILED else _exit_text(code)
@@ -216,6 +254,8 @@ class Supervisor:
                     await stopped[other.service.name].wait()
             await self._stop(unit)
             await asyncio.to_thread(unit.service.undo)
+            if unit.state is State.READY:
+                self._set(unit, State.STOPPED)
             stopped[unit.service.name].set()
 
         await asyncio.gather(*(after_dependants(unit) for unit in waiting.values()))

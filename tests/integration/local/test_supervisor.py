@@ -60,7 +60,7 @@ async def test_a_service_starts_after_what_it_needs_and_ends_before_it(tmp_path:
     assert supervisor.ready
     stop.set()
     await task
-    assert events == ["base ready", "step ready", "top ready", "top stopped", "base stopped"]
+    assert events == ["base ready", "step ready", "top ready", "top stopped", "step stopped", "base stopped"]
 
 
 async def test_at_most_two_heavy_services_start_at_once(tmp_path: Path) -> None:
@@ -130,9 +130,13 @@ async def test_a_held_service_stays_down_until_it_is_released(tmp_path: Path) ->
     supervisor = supervisor_of(tmp_path, Service(name="held", command=sh("exec sleep 60")))
     task, stop = await run_until_ready(supervisor)
     unit = supervisor.units["held"]
+    with pytest.raises(ValueError, match="not held"):
+        await supervisor.release("held")
     await supervisor.hold("held")
-    await until(lambda: unit.state is State.STOPPED)
+    assert unit.state is State.STOPPED
     assert not supervisor.ready
+    with pytest.raises(ValueError, match="it is stopped"):
+        await supervisor.hold("held")
     await supervisor.release("held")
     assert supervisor.ready
     assert unit.restarts == 0
@@ -193,3 +197,26 @@ async def test_a_step_whose_work_is_gone_ends_the_stack(tmp_path: Path, monkeypa
     with pytest.raises(StackError, match=r"'step'.*is not up"):
         await task
     assert supervisor.units["user"].state is State.STOPPED
+
+
+async def test_a_service_that_lives_but_does_not_answer_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlops_sdk.local.supervisor._PROBE_AGAIN_EVERY_S", 0.02)
+    deaf = tmp_path / "deaf"
+
+    def probe() -> None:
+        if deaf.exists():
+            raise NotReady("hangs")
+
+    supervisor = supervisor_of(tmp_path, Service(name="one", command=sh("exec sleep 60"), probe=probe))
+    task, stop = await run_until_ready(supervisor)
+    unit = supervisor.units["one"]
+    deaf.touch()
+    await until(lambda: unit.state is State.UNHEALTHY and unit.detail == "hangs")
+    assert not supervisor.ready
+    deaf.unlink()
+    await until(lambda: supervisor.ready)
+    assert unit.restarts == 0
+    stop.set()
+    await task
