@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -85,6 +85,8 @@ def fetch_model(store: ObjectStore, prefix: str, folder: Path, *, sha256: str = 
             next_step="export the model again",
         ) from error
     for name, record in manifest.files.items():
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise RegistryError(f"model manifest {key!r} names {name!r}", next_step="export the model again")
         _fetch(store, f"{prefix}/{name}", folder / name, record)
     return ModelFolder(folder=folder, manifest=manifest, sha256=digest)
 
