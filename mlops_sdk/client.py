@@ -27,7 +27,8 @@ from mlops_sdk.journal import Journal
 from mlops_sdk.names import run_id_for
 from mlops_sdk.names import run_key as key_of
 from mlops_sdk.objects import ObjectStore
-from mlops_sdk.run import Run, Services
+from mlops_sdk.run import Run
+from mlops_sdk.services import Services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

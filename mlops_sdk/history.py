@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from mlops_sdk.capacity.cost import Interval
-from mlops_sdk.capacity.lease import LeaseRequest, LeaseState, NodeEvidence, from_iso, to_iso
+from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.lease import LeaseRequest, LeaseState, from_iso, to_iso
 from mlops_sdk.journal import Entry, EntryKind
 
 

@@ -16,7 +16,8 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from mlops_sdk.capacity.lease import NodeEvidence, from_iso, to_iso
+from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.lease import from_iso, to_iso
 from mlops_sdk.errors import RemoteError, ServiceUnavailable
 from mlops_sdk.objects import ObjectStore, to_json
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlops_sdk.capacity.evidence import NodeEvidence, Outcome, judge_outcome
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.lease import NodeEvidence, Outcome, judge_outcome
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
 from mlops_sdk.history import Generation, History, Piece
 from mlops_sdk.identity.credential import CredentialBroker

@@ -12,60 +12,37 @@ when it dies, the reaper returns what it held.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, NodeEvidence, to_iso
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
 from mlops_sdk.capacity.providers.ironic_release import Held
-from mlops_sdk.clock import Clock, SystemClock
-from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, RemoteError, ServiceUnavailable
-from mlops_sdk.heartbeat import Heartbeat
+from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import Generation, History, Piece, read_history, request_to_json
-from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest, RunCredential
+from mlops_sdk.identity.credential import CredentialRequest, RunCredential
 from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import resource_name, run_key
-from mlops_sdk.objects import ObjectStore
 from mlops_sdk.proof import Proof
 from mlops_sdk.proving import prove
+from mlops_sdk.services import Services
 
 if TYPE_CHECKING:
     from mlops_sdk.client import Client
 
 Phase = Literal["before", "after"]
 EventCallback = Callable[[str, Phase, dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What a run talks to. `Client` builds it; tests put fakes in.
-
-    Attributes:
-        settings: The deployment.
-        store: Its bucket.
-        broker: Mints and revokes credentials, with the broker's own login.
-        baremetal: Ironic through the broker's login: clock, quotes, proofs, release when the run's credential is gone.
-        connect: Ironic through another login: each run's own.
-        clock: Durations and pauses.
-    """
-
-    settings: Settings
-    store: ObjectStore
-    broker: CredentialBroker
-    baremetal: BaremetalApi
-    connect: Callable[[KeystoneSettings], BaremetalApi]
-    clock: Clock = field(default_factory=SystemClock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +90,9 @@ class Run:
         self._leases: IronicLeases | None = None
         self._grant: Grant | None = None
         self._lease: Lease | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._beat_lock = threading.Lock()
-        self._seen_machines = 0
+        self._heartbeat = RunHeartbeat(
+            self.store, self.prefix, settings=self.settings.lease, now=services.baremetal.now, clock=services.clock
+        )
         self._given_back = False
         self._keep = False
 
@@ -208,7 +185,6 @@ class Run:
         try:
             return self._acquire(self._grant)
         except BaseException as error:
-            self._seen_machines = 0
             reason = EndReason.CANCELLED
             if isinstance(error, MlopsError):
                 reason = EndReason.NO_CAPACITY if isinstance(error, NoCapacity) else EndReason.NODE_FAILED
@@ -222,13 +198,13 @@ class Run:
         Raises:
             LeaseLost: past the deadline, not renewed in time, or given back by somebody else.
         """
-        if self._lease is None or self._heartbeat is None:
+        if self._lease is None:
             raise LeaseLost(f"run {self.key!r} holds no lease", next_step="call run.lease() first")
         seen = ""
         if self._services.baremetal.now() > self._lease.deadline:
             seen = f"the deadline {to_iso(self._lease.deadline)} has passed"
-        elif self._seen_machines < len(self._lease.nodes):
-            seen = f"{self._seen_machines} of {len(self._lease.nodes)} allocations are still there"
+        elif self._heartbeat.renewed < len(self._lease.nodes):
+            seen = f"{self._heartbeat.renewed} of {len(self._lease.nodes)} allocations are still there"
         elif self._heartbeat.silent_for_s > self.settings.lease.renew_for_s:
             cause = f" ({self._heartbeat.error})" if self._heartbeat.error else ""
             seen = f"not renewed for {self._heartbeat.silent_for_s:.0f} s{cause}"
@@ -246,7 +222,7 @@ class Run:
         """
         generation = self._generation_state()
         if self._given_back or generation.request is None:
-            self._end_heartbeat()
+            self._heartbeat.stop()
             return tuple(p.evidence for p in generation.pieces.values() if p.evidence is not None)
         self.journal.note(EntryKind.INTENT, "release", generation=self.generation, reason=reason.value)
         evidence = self._release_machines(generation, reason)
@@ -258,8 +234,8 @@ class Run:
             generation=self.generation,
             outcomes={item.resource: item.outcome.value for item in evidence},
         )
-        self._end_heartbeat()
-        self._forget_heartbeat()
+        self._heartbeat.stop()
+        self._heartbeat.forget()
         self._given_back = True
         self._lease = None
         self._credential = None
@@ -294,7 +270,7 @@ class Run:
 
     def close(self) -> None:
         """Stop renewing and leave everything as it is. Idempotent."""
-        self._end_heartbeat()
+        self._heartbeat.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -340,7 +316,7 @@ class Run:
         return replace(earlier, wait_s=request.wait_s)
 
     def _acquire(self, grant: Grant) -> Lease:
-        self._start_heartbeat(grant)
+        self._heartbeat.start(grant)
         wanted = CredentialRequest(
             run_id=self.id,
             deployment_id=self.settings.deployment_id,
@@ -353,9 +329,10 @@ class Run:
             detail.update(credential_id=self._credential.id, expires_at=to_iso(self._credential.expires_at))
         api = self._services.connect(self._credential.login(self.settings.keystone))
         self._leases = self._on(api)
+        self._heartbeat.renew_through(self._leases)
         pieces = self._generation_state().pieces.values()
         nodes = self._leases.acquire(grant, deployed={piece.name for piece in pieces if piece.deployed})
-        self._seen_machines = len(nodes)
+        self._heartbeat.all_there()
         self._lease = Lease(nodes=nodes, generation=self.generation, request=grant.request)
         self.journal.append(
             EntryKind.OUTCOME,
@@ -427,44 +404,6 @@ class Run:
             for name in self._grant.names:
                 found.pieces[name] = Piece(name=name, deployed=True)
         return found or Generation(number=self.generation)
-
-    def _start_heartbeat(self, grant: Grant) -> None:
-        self._end_heartbeat()
-        settings = self.settings.lease
-
-        def beat() -> None:
-            self._beat(grant)
-
-        self._heartbeat = Heartbeat(beat, period_s=settings.renew_for_s / 4, clock=self._services.clock)
-        self._heartbeat.start()
-
-    def _beat(self, grant: Grant) -> None:
-        """Renew every allocation, and say so in the heartbeat object. S3 being down does not cost the lease."""
-        with self._beat_lock:
-            now = self._services.baremetal.now()
-            if now > grant.request.deadline:
-                return
-            leases = self._leases
-            if leases is not None:
-                self._seen_machines = leases.renew(grant)
-            body = {
-                "run_id": str(self.id),
-                "generation": grant.generation,
-                "deadline": to_iso(grant.request.deadline),
-                "renewed_until": to_iso(now + timedelta(seconds=self.settings.lease.renew_for_s)),
-            }
-            with suppress(RemoteError) if leases is not None else _nothing():
-                self.store.put_json(f"{self.prefix}/heartbeat.json", body)
-
-    def _forget_heartbeat(self) -> None:
-        """Remove the heartbeat object: the run holds nothing any more."""
-        with suppress(RemoteError):
-            self.store.delete(f"{self.prefix}/heartbeat.json")
-
-    def _end_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-            self._heartbeat = None
 
     @contextmanager
     def _boundary(self, step: str, resource: str, **detail: Any) -> Generator[dict[str, Any]]:

@@ -18,16 +18,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.fence import Claim, Fence
-from mlops_sdk.capacity.lease import (
-    Allocation,
-    EndReason,
-    NodeEvidence,
-    Outcome,
-    belongs,
-    due_for_return,
-    overdue,
-)
+from mlops_sdk.capacity.lease import Allocation, EndReason, belongs, due_for_return, overdue
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
 from mlops_sdk.capacity.providers.ironic_release import Held, Release
 from mlops_sdk.clock import Clock, SystemClock

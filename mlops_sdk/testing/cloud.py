@@ -23,7 +23,7 @@ from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Setti
 from mlops_sdk.errors import AccessDenied
 from mlops_sdk.identity import credential as identity
 from mlops_sdk.identity.credential import AccessRule, CredentialApi, CredentialBroker, StoredCredential, StoredRule
-from mlops_sdk.run import Services
+from mlops_sdk.services import Services
 from mlops_sdk.testing.faults import FaultScript
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 

@@ -17,17 +17,9 @@ from pydantic import SecretStr
 
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
 from mlops_sdk.capacity.config_drive import config_drive
+from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.lease import (
-    Allocation,
-    EndReason,
-    LeaseRequest,
-    Machine,
-    Marker,
-    NodeEvidence,
-    Step,
-    acquire_step,
-)
+from mlops_sdk.capacity.lease import Allocation, EndReason, LeaseRequest, Machine, Marker, Step, acquire_step
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
 from mlops_sdk.capacity.providers.ironic_release import UNKNOWN_POLLS, Held, Release, release_all

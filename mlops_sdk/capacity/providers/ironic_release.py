@@ -8,18 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
+from mlops_sdk.capacity.evidence import NodeEvidence, Outcome, judge_outcome
 from mlops_sdk.capacity.fence import Claim, Fence
-from mlops_sdk.capacity.lease import (
-    Allocation,
-    EndReason,
-    Machine,
-    NodeEvidence,
-    Outcome,
-    ReleaseStep,
-    judge_outcome,
-    release_step,
-    to_iso,
-)
+from mlops_sdk.capacity.lease import Allocation, EndReason, Machine, ReleaseStep, release_step, to_iso
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings

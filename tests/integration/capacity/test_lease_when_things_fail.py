@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlops_sdk.capacity.lease import LeaseRequest, Outcome
+from mlops_sdk.capacity.evidence import Outcome
+from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.client import Client
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.errors import NodeFailed, ServiceUnavailable

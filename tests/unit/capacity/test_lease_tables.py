@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_sdk.capacity.evidence import Outcome, judge_outcome
 from mlops_sdk.capacity.lease import (
     EDGES,
     END_RETRY,
@@ -18,13 +19,11 @@ from mlops_sdk.capacity.lease import (
     LeaseState,
     Machine,
     Marker,
-    Outcome,
     ReleaseStep,
     Step,
     acquire_step,
     choose_adopted,
     due_for_return,
-    judge_outcome,
     overdue,
     release_step,
 )

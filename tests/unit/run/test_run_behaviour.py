@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlops_sdk.capacity.lease import LeaseRequest, Outcome
+from mlops_sdk.capacity.evidence import Outcome
+from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
@@ -153,7 +154,7 @@ def test_the_deadline_ends_a_lease_that_is_still_renewed(cloud):
     run.lease(request(cloud, deadline=cloud.clock.now() + timedelta(seconds=60)))
     for _ in range(8):
         cloud.clock.sleep(10)
-        run._beat(run._grant)
+        run._heartbeat.beat()
     with pytest.raises(LeaseLost, match="deadline"):
         run.raise_if_lost()
     cloud.reaper().reap_once()
@@ -170,7 +171,7 @@ def test_a_lease_that_the_reaper_took_is_noticed(cloud):
         run.raise_if_lost()
     cloud.reaper().reap_once()
     with pytest.raises(MlopsError):
-        run._beat(run._grant)
+        run._heartbeat.beat()
     run.release()
     assert run.prove().complete
 
