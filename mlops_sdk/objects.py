@@ -16,6 +16,7 @@ from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from mlops_sdk.canonical import to_json
 from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable
 
@@ -219,11 +220,6 @@ class ObjectStore:
             raise ServiceUnavailable(
                 f"{where} got no answer", seen=str(error), next_step="check that the S3 endpoint is up and reachable"
             ) from error
-
-
-def to_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8; equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _code(error: ClientError) -> str:

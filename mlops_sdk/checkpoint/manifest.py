@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from mlops_sdk.canonical import to_json
 from mlops_sdk.errors import CheckpointCorrupt
-from mlops_sdk.objects import to_json
 
 _STEP = re.compile(r"^step-(\d{8})/(?:manifest\.json|attempt-(\d+)/shard-\d{5}-of-\d{5}\.safetensors)$")
 

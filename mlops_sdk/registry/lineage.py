@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from mlops_sdk.canonical import to_json
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.objects import to_json
 
 _PARAM_LENGTH = 500
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
+from mlops_sdk.canonical import to_json
 from mlops_sdk.config import MlflowSettings, S3Settings
 from mlops_sdk.errors import SettingsError
-from mlops_sdk.objects import to_json
-
-VARIABLE = "MLOPS_JOB_FILE"
+from mlops_sdk.training.plan import VARIABLE
 
 
 class FileRef(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlops_sdk.training.jobfile import VARIABLE
 from mlops_sdk.training.launch import Placement
 
 PYTHON = "/opt/image/bin/python"
+VARIABLE = "MLOPS_JOB_FILE"  # tells every process of a job where its job file is
 _FIRST_PORT = 29500
 _PORTS = 500
 
