@@ -46,7 +46,7 @@ class Command:
 
 
 async def run_group(
-    commands: Sequence[Command], *, on_line: OnLine, abort: asyncio.Event | None = None, settle_s: float = 1.0
+    commands: Sequence[Command], *, on_line: OnLine, abort: asyncio.Event | None = None, settle_s: float = 0.7
 ) -> list[End]:
     """Run all to their end. Never raises for what happens on the machines: the ends tell.
 

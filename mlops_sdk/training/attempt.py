@@ -64,7 +64,7 @@ class Attempt:
             prepared = await self._prepare()
             self._on_event(AttemptStarted(attempt=self.number, prepared_s=time.monotonic() - began))
             ends = await self._launch(prepared)
-            if not all(end.ok for end in ends):
+            if any(end.lost or (end.signal == "KILL" and not end.by_us) for end in ends):
                 await self._sweep()
             return judge(self._placement, ends, self._raised, self._ended, self._started)
         finally:
