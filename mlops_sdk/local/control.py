@@ -55,7 +55,7 @@ def status(layout: Layout) -> StackStatus:
     services = tuple(_service(line, outside, running=running) for line in said.get("services", []))
     return StackStatus(
         running=running,
-        ready=running and bool(said.get("ready")),
+        ready=running and bool(services) and all(service.state == "ready" for service in services),
         pid=pid,
         ready_s=said.get("ready_s"),
         error=str(said.get("error", "")),
@@ -127,8 +127,12 @@ def _order(layout: Layout, order: str, service: str) -> None:
 
 
 def _service(line: dict[str, Any], outside: dict[int, int], *, running: bool) -> ServiceStatus:
-    seen: dict[str, Any] = {"pid": outside.get(int(line["pid"]), 0)} | ({} if running else {"state": "stopped"})
-    return ServiceStatus(**(line | seen))
+    pid = outside.get(int(line["pid"]), 0)
+    state = line["state"] if running else "stopped"
+    if state == "ready" and line["pid"] and not pid:
+        state = "restarting"  # it has just died, and the supervisor has not written that down yet
+    known: dict[str, Any] = {**line, "pid": pid, "state": state}
+    return ServiceStatus(**known)
 
 
 def _last_word(layout: Layout) -> dict[str, Any]:
