@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -23,6 +24,7 @@ from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import Launcher, LaunchSpec
 
 _UPLOAD_S = 15.0
+_UPLOAD_BYTES = 4 << 20  # larger logs are stored once, at the end
 
 
 class Attempt:
@@ -181,10 +183,11 @@ class Attempt:
     async def _upload_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_UPLOAD_S)
-            await self._upload()
+            await self._upload(up_to=_UPLOAD_BYTES)
 
-    async def _upload(self) -> None:
-        if warning := await asyncio.to_thread(self.logs.upload):
+    async def _upload(self, *, up_to: float = math.inf) -> None:
+        self.logs.flush()
+        if warning := await asyncio.to_thread(self.logs.upload, up_to=up_to):
             self._on_event(Warned(text=warning))
 
 

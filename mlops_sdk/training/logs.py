@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from mlops_sdk.errors import RemoteError
 from mlops_sdk.objects import ObjectStore
@@ -25,6 +27,7 @@ class AttemptLogs:
         self._store = store
         self.prefix = prefix
         self._directory = tempfile.TemporaryDirectory(prefix="mlops-logs-")
+        self._files: dict[str, TextIO] = {}
         self._tails: dict[str, deque[str]] = {}
         self._changed: set[str] = set()
 
@@ -39,8 +42,9 @@ class AttemptLogs:
         match = _RANK.match(line)
         name = f"rank-{match[1]}.log" if match else f"node-{node}.log"
         text = line[match.end() :] if match else line
-        with (Path(self._directory.name) / name).open("a") as file:
-            file.write(text + "\n")
+        if name not in self._files:
+            self._files[name] = (Path(self._directory.name) / name).open("a")
+        self._files[name].write(text + "\n")
         self._tails.setdefault(name, deque(maxlen=_TAIL)).append(text)
         self._changed.add(name)
         return f"[rank {match[1]} {node_of(int(match[1]))}] {text}" if match else f"[{node}] {text}"
@@ -57,17 +61,31 @@ class AttemptLogs:
         name = name if name in self._tails else ""
         return f"s3://{self._store.bucket}/{self.prefix}/{name}"
 
-    def upload(self) -> str:
-        """Store what changed since the last time. What went wrong, or ""."""
-        changed, self._changed = self._changed, set()
-        for name in sorted(changed):
+    def flush(self) -> None:
+        """Make what was added visible to `upload`. Not thread-safe against `add`, unlike `upload`."""
+        for file in self._files.values():
+            file.flush()
+
+    def upload(self, *, up_to: float = math.inf) -> str:
+        """Store what changed since the last time. What went wrong, or "".
+
+        Args:
+            up_to: Leave objects that are larger than this many bytes for later: they are stored whole each time.
+        """
+        for name in sorted(self._changed):
+            path = Path(self._directory.name) / name
+            if path.stat().st_size > up_to:
+                continue
+            self._changed.discard(name)
             try:
-                self._store.upload(f"{self.prefix}/{name}", Path(self._directory.name) / name)
+                self._store.upload(f"{self.prefix}/{name}", path)
             except RemoteError as error:
-                self._changed |= changed
+                self._changed.add(name)
                 return f"logs of {self.prefix!r} could not be stored: {error.seen}"
         return ""
 
     def close(self) -> None:
         """Remove the local copies."""
+        for file in self._files.values():
+            file.close()
         self._directory.cleanup()

@@ -31,6 +31,11 @@ def logs(store: ObjectStore) -> Iterator[AttemptLogs]:
     logs.close()
 
 
+def store_all(logs: AttemptLogs) -> str:
+    logs.flush()
+    return logs.upload()
+
+
 def node_of(rank: int) -> str:
     return f"gpu-0{rank + 1}"
 
@@ -38,30 +43,40 @@ def node_of(rank: int) -> str:
 def test_each_rank_and_each_launcher_has_its_own_object(s3: MemoryS3, logs: AttemptLogs) -> None:
     assert logs.add("gpu-01", "[rank 1] step 1", node_of) == "[rank 1 gpu-02] step 1"
     assert logs.add("gpu-01", "mpirun says", node_of) == "[gpu-01] mpirun says"
-    assert logs.upload() == ""
+    assert store_all(logs) == ""
     assert s3.objects[f"{PREFIX}/rank-1.log"] == b"step 1\n"
     assert s3.objects[f"{PREFIX}/node-gpu-01.log"] == b"mpirun says\n"
 
 
 def test_later_lines_follow_in_a_later_upload(s3: MemoryS3, logs: AttemptLogs) -> None:
     logs.add("gpu-01", "[rank 0] a", node_of)
-    logs.upload()
+    store_all(logs)
     logs.add("gpu-01", "[rank 0] b", node_of)
-    logs.upload()
+    store_all(logs)
     assert s3.objects[f"{PREFIX}/rank-0.log"] == b"a\nb\n"
+
+
+def test_a_large_log_waits_for_the_last_upload(s3: MemoryS3, logs: AttemptLogs) -> None:
+    logs.add("gpu-01", "[rank 0] " + "x" * 100, node_of)
+    logs.add("gpu-01", "[rank 1] y", node_of)
+    logs.flush()
+    assert logs.upload(up_to=50) == ""
+    assert set(s3.objects) == {f"{PREFIX}/rank-1.log"}
+    assert logs.upload() == ""
+    assert len(s3.objects[f"{PREFIX}/rank-0.log"]) == 101
 
 
 def test_a_failing_upload_is_told_and_made_up_for(
     s3: MemoryS3, store: ObjectStore, logs: AttemptLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(*_: object) -> None:
+    def down(*_: object, **__: object) -> None:
         raise ServiceUnavailable("S3 upload failed", seen="connection refused")
 
     logs.add("gpu-01", "[rank 0] a", node_of)
     with monkeypatch.context() as patch:
         patch.setattr(store, "upload", down)
-        assert "connection refused" in logs.upload()
-    assert logs.upload() == ""
+        assert "connection refused" in store_all(logs)
+    assert store_all(logs) == ""
     assert s3.objects[f"{PREFIX}/rank-0.log"] == b"a\n"
 
 
