@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -165,7 +166,7 @@ async def _run(
     while True:
         attempt_began = time.monotonic()
         async with connected(hosts, timeout_s=site.ssh_timeout_s) as connections:
-            number = await asyncio.to_thread(_claim_attempt, site)
+            number = await asyncio.to_thread(claim_attempt, site)
             attempt = Attempt(
                 site,
                 spec,
@@ -217,11 +218,11 @@ def _failure(attempt: Attempt, verdict: Verdict, tries: int, allowed: int) -> Ml
     )
 
 
-def _claim_attempt(site: Site) -> int:
+def claim_attempt(site: Site) -> int:
     """The next attempt number of this run; no two controllers get the same."""
-    claim = to_json({"claim": uuid.uuid4().hex})
-    number = 1
-    while not site.store.put_if_absent(f"{site.prefix}/attempts/{number:04d}.json", claim):
+    folder, claim = f"{site.prefix}/attempts/", to_json({"claim": uuid.uuid4().hex})
+    number = 1 + max((int(PurePosixPath(found.key).stem) for found in site.store.list(folder)), default=0)
+    while not site.store.put_if_absent(f"{folder}{number:06d}.json", claim):
         number += 1
     return number
 
