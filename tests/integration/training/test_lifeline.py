@@ -39,8 +39,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def test_status_and_output_are_the_commands_own(name: str) -> None:
     line = start(name, "sh", "-c", "echo out; exit 5")
-    assert line.communicate(timeout=20)[0] == "out\n"
-    assert line.returncode == 5
+    assert line.stdout is not None
+    assert line.stdout.read() == "out\n"  # not communicate(): that closes the line
+    assert line.wait(20) == 5
 
 
 def test_a_command_that_a_signal_ended_is_reported_as_such(name: str) -> None:
