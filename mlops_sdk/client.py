@@ -33,7 +33,7 @@ from mlops_sdk.services import Services
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One line about a run, from its journal."""
+    """One line about a run, from its journal. Machines that are still held count until now."""
 
     key: str
     run_id: str
@@ -145,7 +145,7 @@ class Client:
     def summary(self, key: str) -> RunSummary:
         """One run, from its journal."""
         history = read_history(Journal(self.store, key, now=self.services.baremetal.now).entries())
-        return _summary(key, history, self.settings)
+        return _summary(key, history, self.settings, self.services.baremetal.now())
 
     def _open(self, run_id: uuid.UUID, name: str, owner: str) -> Run:
         run = Run(self.services, run_id=run_id, name=name, owner=owner)
@@ -168,7 +168,8 @@ def _connect(settings: Settings) -> Services:
     )
 
 
-def _summary(key: str, history: History, settings: Settings) -> RunSummary:
+def _summary(key: str, history: History, settings: Settings, now: datetime) -> RunSummary:
+    intervals = history.intervals_until(now)
     latest = history.latest
     state = latest.state if latest else None
     machines = {p.node_name or p.node_id for g in history.generations.values() for p in g.pieces.values()}
@@ -182,8 +183,8 @@ def _summary(key: str, history: History, settings: Settings) -> RunSummary:
         started_at=history.started_at,
         last_at=history.last_at,
         machines=tuple(sorted(machines - {""})),
-        node_seconds=node_seconds(history.intervals),
-        cost=price_of(history.intervals, settings.node_seconds_price),
+        node_seconds=node_seconds(intervals),
+        cost=price_of(intervals, settings.node_seconds_price),
     )
 
 

@@ -67,6 +67,23 @@ class History:
     generations: dict[int, Generation] = field(default_factory=dict[int, Generation])
     intervals: list[Interval] = field(default_factory=list[Interval])
 
+    def intervals_until(self, now: datetime) -> list[Interval]:
+        """What was paid for until now: finished intervals, and those of machines that are still held."""
+        running: list[Interval] = []
+        for generation in self.generations.values():
+            for piece in generation.pieces.values():
+                if generation.request is None or piece.since is None or piece.evidence is not None or not piece.node_id:
+                    continue
+                running.append(
+                    Interval(
+                        node_id=piece.node_id,
+                        resource_class=generation.request.resource_class,
+                        start=piece.since,
+                        end=now,
+                    )
+                )
+        return [*self.intervals, *running]
+
     @property
     def latest(self) -> Generation | None:
         """The newest generation, or None before any."""

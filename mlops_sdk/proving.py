@@ -62,16 +62,21 @@ def _prove_piece(piece: Piece, baremetal: BaremetalApi, skew_s: float) -> list[P
 def _from_evidence(evidence: NodeEvidence) -> ProofItem:
     parts = [f"{evidence.outcome.value} ({evidence.provision_state}, {evidence.power_state or 'power unknown'})"]
     if evidence.cleaned_at:
-        parts.append(f"cleaned {evidence.cleaned_at}")
+        parts.append(f"cleaned {_to_seconds(evidence.cleaned_at)}")
     if evidence.last_error:
         parts.append(evidence.last_error)
-    parts.append(f"seen {evidence.finished_at} by the {evidence.released_by}")
+    parts.append(f"seen {_to_seconds(evidence.finished_at)} by the {evidence.released_by}")
     return ProofItem(
         kind=ProofKind.MACHINE,
         resource=evidence.node_name or evidence.node_id,
         returned=evidence.clean,
         evidence=", ".join(parts),
     )
+
+
+def _to_seconds(moment: str) -> str:
+    """An ISO time without its fraction: Ironic's clock and its HTTP Date header differ below that."""
+    return f"{moment[:19]}Z" if moment else "at an unknown time"
 
 
 def _from_machine(piece: Piece, baremetal: BaremetalApi, skew_s: float) -> ProofItem:

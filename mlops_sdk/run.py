@@ -12,6 +12,7 @@ when it dies, the reaper returns what it held.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from mlops_sdk.client import Client
 
 Phase = Literal["before", "after"]
+_log = logging.getLogger(__name__)
 EventCallback = Callable[[str, Phase, dict[str, Any]], None]
 
 
@@ -153,7 +155,10 @@ class Run:
         return read_history(self.journal.entries())
 
     def on_event(self, callback: EventCallback) -> None:
-        """Be told at each boundary: step, "before" or "after", details. An exception in a callback aborts the step."""
+        """Be told at each boundary: step, "before" or "after", details.
+
+        An exception in a callback aborts what the run is getting; it is logged and ignored while the run gives back.
+        """
         self._callbacks.append(callback)
 
     # Lease
@@ -417,10 +422,15 @@ class Run:
 
     def _tell(self, step: str, phase: Phase, detail: dict[str, Any]) -> None:
         for callback in self._callbacks:
-            callback(step, phase, detail)
+            try:
+                callback(step, phase, detail)
+            except Exception:
+                if step not in _GIVING_BACK:
+                    raise
+                _log.exception("a callback failed at %s %r of run %s", phase, step, self.key)
 
 
-_GIVING_BACK = {"allocation.delete", "machine.tear_down"}
+_GIVING_BACK = {"allocation.delete", "machine.tear_down", "machine.released", "credential.revoke"}
 
 
 def _held(generation: Generation, name: str) -> Held:

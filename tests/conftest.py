@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ import pytest
 from mlops_sdk.config import Settings
 from mlops_sdk.local import control
 from mlops_sdk.local.addresses import choose_or_load
-from mlops_sdk.local.isolation import is_locked, members
+from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
 
@@ -98,10 +97,7 @@ def _no_network_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytes
 
 def assert_nothing_left(layout: Layout, inside: list[int]) -> None:
     """No process of the stack, no lock, and no interface with its tag."""
-    assert not is_locked(layout)
-    assert [pid for pid in inside if Path(f"/proc/{pid}").exists()] == []
-    links = subprocess.run(["ip", "-json", "link"], check=True, capture_output=True, text=True).stdout
-    assert [link["ifname"] for link in json.loads(links) if layout.tag in link["ifname"]] == []
+    assert control.leftovers(layout, inside) == []
 
 
 def _tell(service: control.ServiceStatus) -> None:

@@ -81,6 +81,11 @@ def resume(store: ObjectStore, prefix: str, comm: Communicator) -> Resumption:
     return Resumption(checkpoint=None, damages=tuple(damages), condemned=condemned)
 
 
+def committed(store: ObjectStore, prefix: str) -> list[int]:
+    """Steps that are committed below the prefix, newest first. Whether they are intact, only loading tells."""
+    return committed_steps(o for info in store.list(f"{prefix}/") if (o := parse_key(prefix, info.key)) is not None)
+
+
 def fetch_shard(store: ObjectStore, shard: Shard, step: int) -> bytes | Damage:
     """The shard's bytes if they are what the manifest says."""
     body = store.get(shard.key)
@@ -98,8 +103,7 @@ def _agreed_steps(store: ObjectStore, prefix: str, comm: Communicator) -> list[i
     said: JsonValue = None
     if comm.rank == 0:
         try:
-            objects = [o for info in store.list(f"{prefix}/") if (o := parse_key(prefix, info.key)) is not None]
-            said = {"steps": [*committed_steps(objects)]}
+            said = {"steps": [*committed(store, prefix)]}
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
             said = report_of(error)
     answer = _from_rank_0(comm, said)

@@ -6,18 +6,21 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlops_sdk.errors import StackError
-from mlops_sdk.local.isolation import holder, inner_pid, is_locked, members
+from mlops_sdk.local.isolation import depth, holder, inner_pid, is_locked, members
 from mlops_sdk.local.layout import Layout
 
 _STOP_TIMEOUT_S = 45.0
 _ORDER_TIMEOUT_S = 120.0
+_STACK_DEPTH = 2  # PID namespaces: this computer's, the stack's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,19 @@ def stop(layout: Layout, *, timeout_s: float = _STOP_TIMEOUT_S) -> bool:
             next_step="end that process",
         )
     return True
+
+
+def machine_processes(layout: Layout) -> int:
+    """How many processes run on the stack's machines: those in a PID namespace below the stack's own."""
+    return sum(depth(pid) > _STACK_DEPTH for pid in members(holder(layout)))
+
+
+def leftovers(layout: Layout, processes: Sequence[int]) -> list[str]:
+    """What is left of a stack that ended: its lock, its interfaces, and those of `processes` that still live."""
+    links = subprocess.run(["ip", "-json", "link"], check=True, capture_output=True, text=True).stdout
+    found = [f"lock {layout.lock}"] if is_locked(layout) else []
+    found += [f"interface {link['ifname']}" for link in json.loads(links) if layout.tag in link["ifname"]]
+    return found + [f"process {pid}" for pid in processes if Path(f"/proc/{pid}").exists()]
 
 
 def hold(layout: Layout, service: str) -> None:

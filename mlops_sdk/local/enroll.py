@@ -26,7 +26,7 @@ from mlops_sdk.errors import StackError
 from mlops_sdk.local.inventory import Inventory, MachineInventory, NetworkPort
 
 _THREADS = 4
-_POLL_S = 0.2
+_POLL_S = 0.4
 _POWER_OFF = "power off"
 
 _INTERFACES = {
@@ -130,7 +130,7 @@ def enroll(
     owner_project_id: str,
     machine_root: Path,
     deploy_interface: str = "machine",
-    timeout_s: float = 120.0,
+    timeout_s: float = 180.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
     """Enrol all machines; returns when each is `available` or owned by somebody.
@@ -200,10 +200,11 @@ class _Enrollment:
 
     def run(self, timeout_s: float) -> dict[str, str]:
         deadline = time.monotonic() + timeout_s
+        ports: dict[str, set[str]] | None = None
         with ThreadPoolExecutor(_THREADS) as pool:
             while True:
                 nodes = {str(node.name): node for node in self._api.nodes(details=True)}
-                ports = self._ports_by_node()
+                ports = self._ports_by_node() if ports is None else ports
                 steps = {name: next_step(self._view(nodes.get(name), ports, name)) for name in self._wanted}
                 if all(step in {Step.DONE, Step.LEAVE} for step in steps.values()):
                     return {name: str(nodes[name].id) for name in self._wanted}
@@ -212,6 +213,8 @@ class _Enrollment:
                 taken = [pool.submit(self._take, step, name, nodes.get(name), ports) for name, step in steps.items()]
                 for one in taken:
                     one.result()
+                if {Step.CREATE, Step.UPDATE} & set(steps.values()):
+                    ports = None
                 time.sleep(_POLL_S)
 
     def _ports_by_node(self) -> dict[str, set[str]]:
@@ -324,6 +327,7 @@ def _extra(machine: MachineInventory, image: str) -> dict[str, Any]:
     return {
         "address": machine.address,
         "image": image,
+        "gpus": len(machine.gpus),
         "driver": machine.driver,
         "bmc_firmware": machine.bmc_firmware,
         "topology": machine.topology,

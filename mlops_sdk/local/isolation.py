@@ -164,12 +164,23 @@ def members(outer_pid: int) -> list[int]:
 
 def inner_pid(pid: int) -> int:
     """The number by which the stack's namespace knows a process; 0 when it is gone, or not in such a namespace."""
+    numbers = _numbers(pid)
+    return numbers[1] if len(numbers) > 1 else 0
+
+
+def depth(pid: int) -> int:
+    """In how many nested PID namespaces a process is, this computer's own included; 0 when it is gone."""
+    return len(_numbers(pid))
+
+
+def _numbers(pid: int) -> list[int]:
+    """By which number each PID namespace, from the outermost one inwards, knows a process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return 0
-    numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-    return int(numbers[1]) if len(numbers) > 1 else 0
+        return []
+    line = next((line for line in status.splitlines() if line.startswith("NSpid:")), "")
+    return [int(number) for number in line.split()[1:]]
 
 
 def _parent(process: Path) -> int:

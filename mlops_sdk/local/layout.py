@@ -15,7 +15,10 @@ from mlops_sdk.errors import StackError
 
 DEFAULT_STATE_DIR = Path(".mlops/stacks/default")
 _LONGEST_STATE_DIR = 80  # a Unix socket's path has 108 bytes, and the longest one lies some 20 below
-_SYSTEM_TOOLS = ("unshare", "ip", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool")
+_SYSTEM_TOOLS = (
+    *("unshare", "nsenter", "setpriv", "ip", "nft", "sshd"),
+    *("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

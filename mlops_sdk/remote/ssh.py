@@ -131,6 +131,24 @@ async def connect(host: Host, *, timeout_s: float) -> Connection:
         await asyncio.sleep(_RETRY_S)
 
 
+def run_once(host: Host, argv: Sequence[str], *, timeout_s: float = 10.0) -> str:
+    """Log in, run one short command, log out; returns its standard output. Not from inside an event loop.
+
+    Raises:
+        HostKeyMismatch, NodeFailed: as `connect`.
+        RemoteCommandError: the command failed or took longer than `timeout_s`.
+    """
+
+    async def once() -> str:
+        connection = await connect(host, timeout_s=timeout_s)
+        try:
+            return await connection.run(argv, timeout_s=timeout_s)
+        finally:
+            await connection.close()
+
+    return asyncio.run(once())
+
+
 @asynccontextmanager
 async def connected(hosts: Sequence[Host], *, timeout_s: float) -> AsyncGenerator[list[Connection]]:
     """Connections to all hosts, in order; all are closed at the end. All or none: the first failure is raised."""

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.errors import JobFailed, MlopsError, RemoteError
 from mlops_sdk.objects import to_json
-from mlops_sdk.remote.ssh import Host, connected
+from mlops_sdk.remote.ssh import connected
 from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
 from mlops_sdk.training.events import AttemptEnded, JobEvent
@@ -161,7 +161,7 @@ async def _run(
 ) -> JobResult:
     began = time.monotonic()
     placement = place(nodes, spec.processes_per_node)
-    hosts = [_host(node, site) for node in placement.nodes]
+    hosts = [site.host(node) for node in placement.nodes]
     ended: list[AttemptEnded] = []
     while True:
         attempt_began = time.monotonic()
@@ -225,12 +225,3 @@ def claim_attempt(site: Site) -> int:
     while not site.store.put_if_absent(f"{folder}{number:06d}.json", claim):
         number += 1
     return number
-
-
-def _host(node: Node, site: Site) -> Host:
-    return Host(
-        name=node.name,
-        address=node.address,
-        host_public_key=node.host_public_key,
-        client_private_key=site.client_key.private,
-    )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from mlops_sdk.capacity.node import Node
 from mlops_sdk.config import S3Settings
 from mlops_sdk.identity.ssh_keys import SshKey
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.remote.ssh import Host
 from mlops_sdk.training.jobfile import Tracking
 
 if TYPE_CHECKING:
@@ -73,3 +75,12 @@ class Site:
     def prefix(self) -> str:
         """Where the run's objects are."""
         return f"runs/{self.run_key}"
+
+    def host(self, node: Node) -> Host:
+        """How to log in to a machine of the lease."""
+        return Host(
+            name=node.name,
+            address=node.address,
+            host_public_key=node.host_public_key,
+            client_private_key=self.client_key.private,
+        )

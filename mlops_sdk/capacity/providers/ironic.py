@@ -340,7 +340,7 @@ class IronicLeases:
             position=int(topology.get("position", 0)),
             resource_class=machine.resource_class,
             traits=machine.traits,
-            gpus=int(machine.properties.get("gpus") or machine.extra.get("gpus") or 0),
+            gpus=int(machine.extra.get("gpus") or machine.properties.get("gpus") or 0),
             image=str(machine.extra.get("image", "")),
             driver=str(machine.extra.get("driver", "")),
             firmware=str(machine.extra.get("bmc_firmware", "")),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from mlops_sdk.errors import MlopsError
+
+_FILE_WIDTH = 120
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,19 +51,41 @@ class Step:
         self.say(evidence)
 
 
+@dataclass(slots=True)
+class Outcome:
+    """How a recipe ended: its exit status, 0 only when every step succeeded."""
+
+    status: int = 1
+
+
+Phase = Literal["before", "after"]
+
+
 class Timeline:
     """Steps in order, each with a log file of its own below `log_dir`.
+
+    Args:
+        log_dir: Where the logs go.
+        console: Where the watcher sits.
+        on_boundary: Told each step's name before and after it, as `Run.on_event` is of what a run does.
 
     Example:
         with timeline.step("lease two nodes") as step:
             step.show("gpu-01, gpu-02 on leaf-01")
     """
 
-    def __init__(self, *, log_dir: Path, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        log_dir: Path,
+        console: Console | None = None,
+        on_boundary: Callable[[str, Phase], None] = lambda _name, _phase: None,
+    ) -> None:
         self.log_dir = log_dir
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or _console()
         self.steps: list[Step] = []
         self._began = time.monotonic()
+        self._on_boundary = on_boundary
         log_dir.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -80,7 +107,9 @@ class Timeline:
             )
             self.steps.append(step)
             try:
+                self._on_boundary(name, "before")
                 yield step
+                self._on_boundary(name, "after")
             except BaseException as error:
                 step.failed = f"{type(error).__name__}: {error}"
                 step.note(step.failed)
@@ -89,6 +118,33 @@ class Timeline:
                 raise
             finally:
                 step.seconds = time.monotonic() - began
+
+    def note(self, text: str) -> None:
+        """One line for the log of the step that runs; dropped between two steps."""
+        if self.steps and not self.steps[-1].stream.closed:
+            self.steps[-1].note(text)
+
+    @contextmanager
+    def closing(self) -> Generator[Outcome]:
+        """Run a whole recipe: what fails ends it in order (SIGTERM and Ctrl-C too), and the table comes last.
+
+        Errors of the library are shown as one clear message; any other exception is a defect and is raised on.
+        """
+        outcome = Outcome()
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            yield outcome
+            outcome.status = 0
+        except MlopsError as error:
+            if not any(step.failed for step in self.steps):
+                self.console.print(f"[bold red]failed[/bold red] {escape(str(error))}", highlight=False)
+            for note in getattr(error, "__notes__", []):
+                self.console.print(f"  {escape(note)}", highlight=False)
+        except KeyboardInterrupt:
+            outcome.status = 128 + signal.SIGINT
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            self.print_table()
 
     def print_table(self) -> None:
         """The closing table."""
@@ -102,3 +158,13 @@ class Timeline:
                 facts += f"\nFAILED {step.failed}\nlog: {step.log}"
             table.add_row(f"{step.number}. {step.name}", f"{step.seconds:.1f}", escape(facts.strip()))
         self.console.print(table)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _console() -> Console:
+    """As wide as the terminal; a file or a pipe gets lines that a person can still read."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=_FILE_WIDTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import os
@@ -23,7 +22,7 @@ from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
 from mlops_sdk.errors import BundleError, HostKeyMismatch, JobFailed, LeaseLost, NodeFailed
-from mlops_sdk.remote.ssh import Host, connect
+from mlops_sdk.remote.ssh import run_once
 from mlops_sdk.run import Run
 from mlops_sdk.training.bundle import put_bundle, put_data
 from mlops_sdk.training.events import AttemptEnded, JobEvent, RankStarted, StepDone
@@ -64,21 +63,7 @@ class Leased:
         return self.spec(Launcher.MPIRUN, max_attempts=max_attempts, alone=True, **args)
 
     def shell(self, node: Node, script: str) -> str:
-        host = Host(
-            name=node.name,
-            address=node.address,
-            host_public_key=node.host_public_key,
-            client_private_key=self.run.client_key.private,
-        )
-
-        async def once() -> str:
-            connection = await connect(host, timeout_s=10)
-            try:
-                return await connection.run(["sh", "-c", script])
-            finally:
-                await connection.close()
-
-        return asyncio.run(once())
+        return run_once(self.site.host(node), ["sh", "-c", script])
 
     def left(self) -> list[str]:
         """Command lines of the job's processes on all machines."""

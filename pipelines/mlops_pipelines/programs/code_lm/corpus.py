@@ -221,6 +221,17 @@ def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile
     return PreparedData.open(path)
 
 
+def prepared(out_dir: Path, *, vocabulary: int = 4096) -> PreparedData:
+    """`prepare`, unless `out_dir` already holds what was made of the same sources with the same vocabulary."""
+    sources = standard_library()
+    try:
+        found = PreparedData.open(out_dir / FILE_NAME)
+    except BundleError:
+        return prepare(out_dir, vocabulary=vocabulary, files=sources)
+    same = found.meta.corpus_sha256 == canonical_hash(sources) and found.meta.vocabulary == vocabulary
+    return found if same else prepare(out_dir, vocabulary=vocabulary, files=sources)
+
+
 def sample(data: PreparedData, limit: int) -> list[int]:
     """Which held-out files to measure on: in the order of their paths' hashes, those that still fit into `limit` bytes.
 

@@ -1,0 +1,420 @@
+"""The main job: test, prepare, quote, lease, train, register, give back, prove; on any deployment, by settings alone.
+
+    python -m mlops_pipelines.recipes.main_job --name my-training
+
+A job is found again by its name. Started again after whatever ended it, it goes on where it stopped: it adopts machines
+that are still leased, resumes from the last committed checkpoint, and does not train what is trained already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from mlops_pipelines.programs.code_lm import corpus
+from mlops_pipelines.programs.code_lm.baseline import baseline_bits_per_byte
+from mlops_pipelines.programs.code_lm.plan import TrainArgs
+from mlops_pipelines.recipes.timeline import Step, Timeline
+from mlops_pipelines.specs import CapacitySpec, ProgramSpec, TrainSpec
+from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.client import Client
+from mlops_sdk.config import Settings
+from mlops_sdk.errors import MlopsError, RegistryError
+from mlops_sdk.journal import EntryKind
+from mlops_sdk.registry.lineage import CheckpointRecord, CostRecord, GitState, LeaseRecord, Lineage, NodeRecord
+from mlops_sdk.registry.model_files import ModelFolder, fetch_model
+from mlops_sdk.registry.models import RegisteredModel, ensure_run, register
+from mlops_sdk.registry.provenance import git_state, package_versions
+from mlops_sdk.run import Lease, Run
+from mlops_sdk.training.bundle import put_bundle
+from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
+from mlops_sdk.training.job import JobResult, run_job
+from mlops_sdk.training.site import Site
+from mlops_sdk.training.spec import BundleRef, DataRef, Launcher, LaunchSpec
+
+PROGRAM_TESTS = Path("tests/unit/code_lm")
+PROMPT = "def __init__(self"
+_PACKAGES = ("torch", "safetensors", "tokenizers", "transformers", "openinfra-mlops")
+_TRAINED = "train"  # the journal's word for a finished training
+_SHOW_EVERY = 20  # steps; the log has every report
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainJob:
+    """What is asked for.
+
+    Attributes:
+        name: The job is found again by it.
+        spec: Machines, program and name of the model.
+        checkout: The repository: what is tested, sent to the machines and named in the lineage.
+        workdir: For prepared data and the fetched model; what is there already is used again.
+        vocabulary: Of the tokenizer.
+        beat_baseline: Refuse to register a model that does not beat the 3-gram baseline.
+    """
+
+    name: str
+    spec: TrainSpec
+    checkout: Path
+    workdir: Path
+    vocabulary: int = 4096
+    beat_baseline: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningJob:
+    """A training that is under way: what a watcher needs to look at it, or to disturb it."""
+
+    site: Site
+    nodes: tuple[Node, ...]
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainJobResult:
+    """What came of it."""
+
+    run_key: str
+    model: RegisteredModel
+    bits_per_byte: float
+    baseline_bits_per_byte: float
+    attempts: int
+    resumed_from: int
+    node_seconds: float
+
+
+class Trained(BaseModel):
+    """A finished training as the journal remembers it: what registration needs, long after the machines are gone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: int
+    attempts: int
+    git: GitState
+    nodes: tuple[NodeRecord, ...]
+    allocations: tuple[str, ...]
+    bits_per_byte: float
+    parameters: int
+    resumed_from: int
+    tokens_per_s: float
+    data_sha256: str
+    model_prefix: str
+    model_sha256: str
+    checkpoint: CheckpointRecord
+
+
+def default_spec(**arguments: JsonValue) -> TrainSpec:
+    """Two H200 machines, torchrun, the code language model; `arguments` are the program's (see `plan.TrainArgs`)."""
+    program = ProgramSpec(module="mlops_pipelines.programs.code_lm.train", arguments=arguments)
+    return TrainSpec(model_name="code-lm", capacity=CapacitySpec(nodes=2), program=program)
+
+
+def run_main_job(
+    client: Client,
+    job: MainJob,
+    timeline: Timeline,
+    *,
+    on_event: Callable[[RunningJob, JobEvent], None] = lambda _job, _event: None,
+) -> MainJobResult:
+    """Do the job, step by step on the timeline. However it ends, what it leased is given back.
+
+    Args:
+        client: The deployment.
+        job: What is asked for.
+        timeline: Who watches.
+        on_event: Told what happens during training.
+
+    Raises:
+        MlopsError: naming what failed; the timeline names the step's log.
+    """
+    args = TrainArgs.parse(job.spec.program.arguments)
+    git = git_state(job.checkout)
+    with timeline.step("test the program") as step:
+        _test_program(step, job.checkout)
+    with timeline.step("prepare the data") as step:
+        data = _prepare_data(step, client, job)
+    with timeline.step("measure the baseline") as step:
+        baseline = baseline_bits_per_byte(data, args.evaluate_bytes)
+        step.show(f"byte 3-gram: {baseline:.3f} bits per byte on {args.evaluate_bytes:,} held-out bytes")
+    request = _request(job.spec.capacity)
+    with timeline.step("quote") as step:
+        step.show(str(client.quote(request)))
+    run = client.start_run(job.name)
+    run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
+    trained = _remembered(run)
+    with run:
+        if trained is None:
+            with timeline.step("lease the machines") as step:
+                lease = _lease(step, run, request)
+            with timeline.step("send the code") as step:
+                bundle = put_bundle(run.store)
+                step.show(f"commit {_commit(git)}; bundle {bundle.sha256[:12]}, {bundle.size:,} bytes")
+            with timeline.step("train") as step:
+                site = Site.of(run, tracking_run_id=_tracking_run(client, run, job))
+                running = RunningJob(site=site, nodes=lease.nodes, step=step)
+                done = _train(running, run, _launch(job.spec, bundle, data), on_event)
+                trained = _remember(step, run, lease, git, done)
+        with timeline.step("fetch and try the model") as step:
+            model = _fetch(step, run, trained, job.workdir)
+            _compare(step, trained, baseline, refuse=job.beat_baseline)
+        with timeline.step("register the model") as step:
+            lineage = _lineage(client, run, trained, job, baseline)
+            registered = _register(step, client, model, job.spec.model_name, lineage)
+        with timeline.step("give the machines back") as step:
+            _release(step, run)
+    with timeline.step("prove that nothing is held") as step:
+        node_seconds = _prove(step, client, run)
+    return MainJobResult(
+        run_key=run.key,
+        model=registered,
+        bits_per_byte=trained.bits_per_byte,
+        baseline_bits_per_byte=baseline,
+        attempts=trained.attempts,
+        resumed_from=trained.resumed_from,
+        node_seconds=node_seconds,
+    )
+
+
+def _test_program(step: Step, checkout: Path) -> None:
+    """A red program never costs a machine."""
+    argv = [sys.executable, "-m", "pytest", "-q", str(PROGRAM_TESTS)]
+    with step.log.open("a") as log:
+        status = subprocess.run(argv, cwd=checkout, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    lines = step.log.read_text().splitlines()
+    if status != 0:
+        raise MlopsError(
+            f"the tests of the program failed (exit status {status})",
+            seen=" | ".join(lines[-_LAST_LINES:]),
+            next_step=f"see {step.log}; no machine was asked for",
+        )
+    step.show(lines[-1].strip("= "))
+
+
+def _prepare_data(step: Step, client: Client, job: MainJob) -> corpus.PreparedData:
+    data = corpus.prepared(job.workdir / "data", vocabulary=job.vocabulary)
+    corpus.upload(data, client.store)
+    train, held_out = data.meta.train, data.meta.held_out
+    step.show(
+        f"standard library of Python {data.meta.python}: {len(train.paths)} files, {train.bytes:,} bytes, "
+        f"{train.tokens:,} tokens; held out {len(held_out.paths)} files, {held_out.bytes:,} bytes"
+    )
+    step.show(f"SHA-256 {data.sha256[:12]} at s3://{client.store.bucket}/{data.key}")
+    return data
+
+
+def _request(capacity: CapacitySpec) -> LeaseRequest:
+    return LeaseRequest(
+        nodes=capacity.nodes,
+        resource_class=capacity.resource_class,
+        traits=capacity.traits,
+        deadline=datetime.now(UTC) + timedelta(hours=capacity.hours),
+        wait_s=capacity.wait_s,
+    )
+
+
+def _remembered(run: Run) -> Trained | None:
+    """The training of this run that has finished, if there is one."""
+    found = [e for e in run.journal.entries() if e.action == _TRAINED and e.kind is EntryKind.OUTCOME]
+    return Trained.model_validate(found[-1].data["trained"]) if found else None
+
+
+def _lease(step: Step, run: Run, request: LeaseRequest) -> Lease:
+    step.say(f"run {run.key}, generation {run.generation}")
+    lease = run.lease(request)
+    for node in lease.nodes:
+        where = f"{node.leaf} port {node.position}" if node.leaf else "no fabric"
+        step.show(f"{node.name}: {node.address}, {where}, {node.gpus} GPUs, image {node.image}, driver {node.driver}")
+    step.show(f"credential {run.credential.name} until {run.credential.expires_at:%H:%M} UTC, for this run only")
+    return lease
+
+
+def _tracking_run(client: Client, run: Run, job: MainJob) -> str:
+    """The MLflow run that gets the metrics while it trains; registration finds it again."""
+    experiment = job.spec.model_name
+    return ensure_run(client.mlflow, run.id, run.generation, experiment=experiment, name=job.name).id
+
+
+def _launch(spec: TrainSpec, bundle: BundleRef, data: corpus.PreparedData) -> LaunchSpec:
+    return LaunchSpec(
+        module=spec.program.module,
+        bundle=bundle,
+        args=spec.program.arguments,
+        launcher=Launcher(spec.program.launcher),
+        processes_per_node=spec.program.processes_per_node,
+        data=(DataRef(name=corpus.FILE_NAME, sha256=data.sha256, size=data.size),),
+        max_attempts=spec.program.max_attempts,
+    )
+
+
+def _train(
+    job: RunningJob, run: Run, launch: LaunchSpec, on_event: Callable[[RunningJob, JobEvent], None]
+) -> JobResult:
+    def tell(event: JobEvent) -> None:
+        _tell(job.step, event)
+        on_event(job, event)
+
+    return run_job(job.site, launch, job.nodes, on_line=job.step.note, on_event=tell, check=run.raise_if_lost)
+
+
+def _remember(step: Step, run: Run, lease: Lease, git: GitState, done: JobResult) -> Trained:
+    """Write the training into the journal: whatever happens from here on, it is not done again."""
+    trained = _trained(run, lease, git, done)
+    run.journal.append(EntryKind.OUTCOME, _TRAINED, generation=run.generation, trained=trained.model_dump(mode="json"))
+    step.show(
+        f"{trained.parameters:,} parameters on {len(lease.nodes)} machines; attempt {trained.attempts} began at step "
+        f"{trained.resumed_from} and did {trained.tokens_per_s:,.0f} tokens/s"
+    )
+    step.show(f"logs {done.log_uri}")
+    return trained
+
+
+def _trained(run: Run, lease: Lease, git: GitState, done: JobResult) -> Trained:
+    result = done.result
+    model = cast("dict[str, JsonValue]", result["model"])
+    return Trained.model_validate(
+        {
+            "generation": lease.generation,
+            "attempts": done.attempts[-1].attempt,
+            "git": git,
+            "nodes": tuple(NodeRecord.of(node) for node in lease.nodes),
+            "allocations": tuple(sorted(run.history().generations[lease.generation].pieces)),
+            **{name: result[name] for name in ("bits_per_byte", "parameters", "resumed_from", "tokens_per_s")},
+            "data_sha256": result["data_sha256"],
+            "model_prefix": model["prefix"],
+            "model_sha256": model["manifest_sha256"],
+            "checkpoint": result["checkpoint"],
+        }
+    )
+
+
+def _tell(step: Step, event: JobEvent) -> None:
+    match event:
+        case AttemptStarted():
+            step.say(f"attempt {event.attempt}: machines prepared in {event.prepared_s:.1f} s")
+        case RankStarted():
+            step.say(f"attempt {event.attempt}: rank {event.rank} runs on {event.node} as process {event.pid}")
+        case StepDone():
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            tell = step.note if event.step % _SHOW_EVERY else step.say
+            tell(f"step {event.step}: {figures}")
+        case AttemptEnded():
+            again = "; trying again" if event.retry else ""
+            step.show(f"attempt {event.attempt}: {event.cause} {event.what} after {event.seconds:.0f} s{again}")
+        case Warned():
+            step.say(f"warning: {event.text}")
+
+
+def _fetch(step: Step, run: Run, trained: Trained, workdir: Path) -> ModelFolder:
+    from mlops_pipelines.programs.code_lm.complete import complete  # noqa: PLC0415 - torch, not before it is needed
+
+    model = fetch_model(run.store, trained.model_prefix, workdir / f"model-{run.key}", sha256=trained.model_sha256)
+    size = sum(record.bytes for record in model.manifest.files.values())
+    step.show(f"{len(model.manifest.files)} files, {size:,} bytes, manifest {model.sha256[:12]}")
+    step.show(f"{PROMPT!r} -> {complete(model.folder, PROMPT, tokens=24)!r}")
+    return model
+
+
+def _compare(step: Step, trained: Trained, baseline: float, *, refuse: bool) -> None:
+    better = trained.bits_per_byte < baseline
+    step.show(
+        f"held out: model {trained.bits_per_byte:.3f} bits per byte, 3-gram baseline {baseline:.3f}: "
+        f"{'better' if better else 'not better'}"
+    )
+    if refuse and not better:
+        raise RegistryError(
+            "the model does not beat the baseline",
+            seen=f"{trained.bits_per_byte:.4f} bits per byte, the byte 3-gram has {baseline:.4f}",
+            next_step="train longer or change the program; nothing was registered",
+        )
+
+
+def _lineage(client: Client, run: Run, trained: Trained, job: MainJob, baseline: float) -> Lineage:
+    so_far = client.summary(run.key)
+    return Lineage(
+        run_id=run.id,
+        owner=run.owner,
+        git=trained.git,
+        data_sha256=trained.data_sha256,
+        model_sha256=trained.model_sha256,
+        lease=LeaseRecord(names=trained.allocations, generation=trained.generation),
+        nodes=trained.nodes,
+        checkpoint=trained.checkpoint,
+        packages=package_versions(_PACKAGES),
+        cost=CostRecord(node_seconds=so_far.node_seconds, amount=so_far.cost, currency=client.settings.currency),
+        attempts=trained.attempts,
+        metrics={"bits_per_byte": trained.bits_per_byte, "baseline_bits_per_byte": baseline},
+        args=job.spec.program.arguments,
+    )
+
+
+def _register(step: Step, client: Client, model: ModelFolder, name: str, lineage: Lineage) -> RegisteredModel:
+    registered = register(client.mlflow, name, model.folder, lineage, experiment=name)
+    step.show(f"{registered.uri} (MLflow run {registered.mlflow_run_id})")
+    step.show(
+        f"commit {_commit(lineage.git)}, data {lineage.data_sha256[:12]}, "
+        f"checkpoint of step {lineage.checkpoint.step}, {lineage.cost.node_seconds:.0f} node-seconds so far"
+    )
+    return registered
+
+
+def _release(step: Step, run: Run) -> None:
+    for evidence in run.release():
+        step.show(
+            f"{evidence.node_name or evidence.resource}: {evidence.outcome.value}, {evidence.provision_state}, "
+            f"{evidence.power_state}, by the {evidence.released_by}"
+        )
+
+
+def _prove(step: Step, client: Client, run: Run) -> float:
+    """Everything the run ever created, as the services see it now; returns its node-seconds."""
+    proof = run.prove()
+    for item in proof.items:
+        step.show(f"{item.kind.value} {item.resource}: {item.evidence}")
+    if not proof.complete:
+        raise MlopsError(
+            f"run {run.key!r} has not given everything back",
+            seen="; ".join(f"{item.kind.value} {item.resource}: {item.evidence}" for item in proof.missing),
+            next_step=f"the reaper keeps at it; look again with `mlops runs show {run.key}`",
+        )
+    summary = client.summary(run.key)
+    step.show(f"cost: {summary.node_seconds:.0f} node-seconds, {summary.cost:.2f} {client.settings.currency}")
+    return summary.node_seconds
+
+
+def _commit(git: GitState) -> str:
+    return git.commit[:12] + (" with local changes" if git.dirty else "")
+
+
+def main() -> int:
+    """Run the job on the deployment that the settings name."""
+    parser = argparse.ArgumentParser(prog="python -m mlops_pipelines.recipes.main_job", description=main.__doc__)
+    parser.add_argument("--name", required=True, help="the job is found again by it")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--launcher", choices=["torchrun", "mpirun"], default="torchrun")
+    parser.add_argument("--workdir", type=Path, default=Path(".mlops/jobs"))
+    arguments = parser.parse_args()
+    spec = default_spec()
+    spec = spec.model_copy(
+        update={
+            "capacity": spec.capacity.model_copy(update={"nodes": arguments.nodes}),
+            "program": spec.program.model_copy(update={"launcher": arguments.launcher}),
+        }
+    )
+    job = MainJob(name=arguments.name, spec=spec, checkout=Path.cwd(), workdir=arguments.workdir)
+    timeline = Timeline(log_dir=arguments.workdir / f"{arguments.name}-logs")
+    with timeline.closing() as outcome:
+        run_main_job(Client(Settings.load()), job, timeline)
+    return outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
