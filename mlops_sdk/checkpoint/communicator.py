@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import JsonValue
 
+from mlops_sdk.checkpoint.reports import error_of, first_error
 from mlops_sdk.errors import CheckpointError
 from mlops_sdk.objects import to_json
 
@@ -34,6 +35,26 @@ class Communicator(Protocol):
         ...
 
 
+def agree(comm: Communicator, report: JsonValue) -> Sequence[JsonValue]:
+    """What every rank reports, once none of them reports an error. A collective call.
+
+    Raises:
+        MlopsError: the error of the lowest rank that reported one. When the other ranks are gone, a rank with an error
+            of its own raises that one: it says why, their absence only follows.
+    """
+    try:
+        reports = comm.all_gather(report)
+    except CheckpointError as lost:
+        own = error_of(comm.rank, report)
+        if own is None:
+            raise
+        raise own from lost
+    failure = first_error(reports)
+    if failure is not None:
+        raise failure
+    return reports
+
+
 class SingleProcess:
     """A job of one process."""
 
@@ -52,10 +73,12 @@ class TorchCommunicator:
     Values travel as JSON: torch's own object collectives would pickle them. Making one is itself a collective call.
 
     Args:
-        timeout_s: How long a rank waits for the others before it gives up on them.
+        timeout_s: How long a rank waits for the others before it gives up on them (one that ended is noticed at once).
+            Longer than the S3 client tries (`connect_s3`: four times 30 s a call, two calls in a commit), so that a
+            rank whose S3 hangs can still say so.
     """
 
-    def __init__(self, *, timeout_s: float = 120.0) -> None:
+    def __init__(self, *, timeout_s: float = 300.0) -> None:
         import torch.distributed as dist  # noqa: PLC0415 - extra [train]
 
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))

@@ -26,10 +26,15 @@ def report_of(error: Exception) -> dict[str, JsonValue]:
     }
 
 
+def error_of(rank: int, report: JsonValue) -> errors.MlopsError | None:
+    """The error that a rank reported, if it did; it names the rank."""
+    if not isinstance(report, dict) or "error" not in report:
+        return None
+    kind = getattr(errors, str(report["error"]), errors.CheckpointError)
+    return kind(f"rank {rank}: {report['what']}", seen=str(report["seen"]), next_step=str(report["next_step"]))
+
+
 def first_error(reports: Iterable[JsonValue]) -> errors.MlopsError | None:
-    """The error of the lowest rank that reported one; it names the rank."""
-    for rank, report in enumerate(reports):
-        if isinstance(report, dict) and "error" in report:
-            kind = getattr(errors, str(report["error"]), errors.CheckpointError)
-            return kind(f"rank {rank}: {report['what']}", seen=str(report["seen"]), next_step=str(report["next_step"]))
-    return None
+    """The error of the lowest rank that reported one."""
+    found = (error_of(rank, report) for rank, report in enumerate(reports))
+    return next((error for error in found if error is not None), None)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
-from mlops_sdk.checkpoint.communicator import Communicator
+from mlops_sdk.checkpoint.communicator import Communicator, agree
 from mlops_sdk.checkpoint.manifest import Manifest, Shard, committed_steps, manifest_key, parse_key, parse_manifest
-from mlops_sdk.checkpoint.reports import first_error, report_of
+from mlops_sdk.checkpoint.reports import report_of
 from mlops_sdk.errors import CheckpointCorrupt
 from mlops_sdk.objects import ObjectStore
 
@@ -148,10 +148,7 @@ def _load(store: ObjectStore, manifest: Manifest, comm: Communicator) -> tuple[d
         report = {"damage": None if damage is None else list(damage)}
     except Exception as error:  # noqa: BLE001 - as above
         report = report_of(error)
-    reports = comm.all_gather(report)
-    failure = first_error(reports)
-    if failure is not None:
-        raise failure
+    reports = agree(comm, report)
     found: list[Damage] = []
     for said in reports:
         raw = said.get("damage") if isinstance(said, dict) else None
@@ -179,9 +176,5 @@ def _load_shards(store: ObjectStore, manifest: Manifest, into: dict[str, torch.T
 
 
 def _from_rank_0(comm: Communicator, said: JsonValue) -> dict[str, JsonValue]:
-    answers: Sequence[JsonValue] = comm.all_gather(said)
-    failure = first_error(answers)
-    if failure is not None:
-        raise failure
-    answer = answers[0]
+    answer = agree(comm, said)[0]
     return answer if isinstance(answer, dict) else {}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from mlops_sdk.checkpoint.communicator import Communicator, SingleProcess
+from mlops_sdk.checkpoint.communicator import Communicator, SingleProcess, agree
 from mlops_sdk.checkpoint.manifest import Manifest, Shard, assign, manifest_key, parse_key, shard_key, superfluous
-from mlops_sdk.checkpoint.reports import first_error, report_of
+from mlops_sdk.checkpoint.reports import report_of
 from mlops_sdk.checkpoint.resume import Checkpoint, Damage, resume
 from mlops_sdk.errors import CheckpointConflict, RemoteError
 from mlops_sdk.objects import ObjectStore
@@ -163,10 +163,7 @@ class CheckpointStore:
             report = {"shard": self._put_shard(job).model_dump(mode="json")}
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
             report = report_of(error)
-        reports = self._comm.all_gather(report)
-        failure = first_error(reports)
-        if failure is not None:
-            raise failure
+        reports = agree(self._comm, report)
         shards = tuple(Shard.model_validate(r["shard"]) for r in reports if isinstance(r, dict))
         outcome: JsonValue = None
         if self._comm.rank == 0:
@@ -174,11 +171,7 @@ class CheckpointStore:
                 outcome = {"manifest": self._commit(job, shards).model_dump(mode="json")}
             except Exception as error:  # noqa: BLE001 - as above
                 outcome = report_of(error)
-        outcomes = self._comm.all_gather(outcome)
-        failure = first_error(outcomes)
-        if failure is not None:
-            raise failure
-        committed = outcomes[0]
+        committed = agree(self._comm, outcome)[0]
         return Manifest.model_validate(committed["manifest"] if isinstance(committed, dict) else None)
 
     def _put_shard(self, job: _Job) -> Shard:

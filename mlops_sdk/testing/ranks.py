@@ -56,8 +56,13 @@ class ThreadCommunicator:
             self._world.changed.notify_all()
 
 
-def run_ranks(size: int, program: Callable[[Communicator], T], *, timeout_s: float = 10.0) -> list[T | BaseException]:
+def run_ranks(size: int, program: Callable[[Communicator], T], *, timeout_s: float = 300.0) -> list[T | BaseException]:
     """Run a program as every one of `size` ranks; returns, by rank, its result or what it raised.
+
+    Args:
+        size: How many ranks.
+        program: What each runs.
+        timeout_s: Ends a test that hangs; a rank that ended is noticed at once, a slow one is waited for.
 
     Example:
         >>> run_ranks(2, lambda comm: list(comm.all_gather(comm.rank)))

@@ -246,3 +246,19 @@ def test_a_lost_rank_leaves_no_torn_checkpoint(s3: MemoryS3):
 
     assert isinstance(run_ranks(2, program)[0], CheckpointError)
     assert load(s3)[0][0].step == 10
+
+
+def test_a_rank_that_knows_why_says_so_though_the_others_are_gone(s3: MemoryS3):
+    s3.faults.fail_at("put_object", 1, error=EndpointConnectionError(endpoint_url="http://s3"))
+
+    def program(comm: Communicator):
+        if comm.rank == 1:
+            raise KeyboardInterrupt
+        checkpoints = open_store(s3, comm=comm)
+        checkpoints.save(10, tensors(10))
+        return checkpoints.wait()
+
+    error = run_ranks(2, program)[0]
+    assert isinstance(error, ServiceUnavailable)
+    assert error.what.startswith("rank 0: ")
+    assert isinstance(error.__cause__, CheckpointError)
