@@ -6,12 +6,15 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openstack
+import openstack.exceptions
 import pytest
 
 from mlops_sdk.config import Settings
@@ -20,6 +23,7 @@ from mlops_sdk.local.addresses import choose_or_load
 from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
+from support import eventually, operator_of
 
 REPOSITORY = Path(__file__).parent.parent
 _START_TIMEOUT_S = 240.0
@@ -80,6 +84,35 @@ def settings(stack: StackHandle) -> Settings:
 def admin(stack: StackHandle) -> dict[str, Any]:
     """The operator's view of the running stack (admin.json)."""
     return stack.admin
+
+
+@pytest.fixture(scope="session")
+def operator(stack: StackHandle) -> openstack.connection.Connection:
+    """Who owns the cloud: a system-scoped administrator."""
+    return operator_of(stack.admin)
+
+
+@pytest.fixture
+def fault(operator: openstack.connection.Connection) -> Iterator[Callable[..., None]]:
+    """Lets every machine fail as told (see the deploy interface `machine-faults`); all are healed at the end.
+
+    Example: ``fault(deploy="no-boot")``.
+    """
+    api = operator.baremetal
+
+    def patch(node_id: str, faults: dict[str, str]) -> bool:
+        try:
+            api.patch_node(node_id, [{"op": "add", "path": "/extra/fault", "value": faults}])
+        except openstack.exceptions.ConflictException:  # the conductor holds it
+            return False
+        return True
+
+    def inject(**faults: str) -> None:
+        for node in api.nodes():
+            eventually(partial(patch, node.id, faults), within_s=30, what=f"{node.name} takes {faults}")
+
+    yield inject
+    inject()
 
 
 @pytest.fixture(autouse=True)

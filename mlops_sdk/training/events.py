@@ -37,11 +37,12 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
-    """An attempt is over. `retry`: another one follows."""
+    """An attempt is over. `seen`: in the words of what failed. `retry`: another one follows."""
 
     attempt: int
     cause: Cause
     what: str
+    seen: str
     seconds: float
     retry: bool
 

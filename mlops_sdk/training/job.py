@@ -12,10 +12,11 @@ from pathlib import PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import stamina
 from pydantic import JsonValue
 
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.errors import JobFailed, MlopsError, RemoteError
+from mlops_sdk.errors import JobFailed, MlopsError, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import to_json
 from mlops_sdk.remote.ssh import connected
 from mlops_sdk.training.attempt import Attempt
@@ -28,6 +29,7 @@ from mlops_sdk.training.spec import LaunchSpec
 _TELL_S = 0.1
 _CANCEL_POLL_S = 0.1
 _CHECK_S = 1.0
+_STORE_WAIT_S = 600.0
 
 _Told = SimpleQueue[tuple[Callable[[Any], None], Any]]
 
@@ -79,6 +81,7 @@ def run_job(
         BundleError: code or data on a node is not what was sent, or the image does not fit.
         NodeFailed: a node cannot be reached, came not back, or its scratch is full.
         HostKeyMismatch: another machine answers at a node's address.
+        ServiceUnavailable: S3 stayed away for ten minutes between two attempts.
     """
     told: _Told = SimpleQueue()
     thread = _JobThread(
@@ -166,7 +169,7 @@ async def _run(
     while True:
         attempt_began = time.monotonic()
         async with connected(hosts, timeout_s=site.ssh_timeout_s) as connections:
-            number = await asyncio.to_thread(claim_attempt, site)
+            number = await _claim(site)
             attempt = Attempt(
                 site,
                 spec,
@@ -179,7 +182,11 @@ async def _run(
             verdict = await _verdict_of(attempt)
         retry = verdict.retriable and len(ended) + 1 < spec.max_attempts
         seconds = time.monotonic() - attempt_began
-        ended.append(AttemptEnded(attempt=number, cause=verdict.cause, what=verdict.what, seconds=seconds, retry=retry))
+        ended.append(
+            AttemptEnded(
+                attempt=number, cause=verdict.cause, what=verdict.what, seen=verdict.seen, seconds=seconds, retry=retry
+            )
+        )
         on_event(ended[-1])
         attempt.logs.close()
         if verdict.cause is Cause.SUCCEEDED:
@@ -193,6 +200,16 @@ async def _run(
         if not retry:
             raise _failure(attempt, verdict, len(ended), spec.max_attempts)
         await asyncio.sleep(PAUSE_S[verdict.cause] * 2 ** (len(ended) - 1))
+
+
+async def _claim(site: Site) -> int:
+    """The next attempt number; waits for S3 to come back, as an attempt without S3 could only fail."""
+    async for trying in stamina.retry_context(
+        on=ServiceUnavailable, attempts=None, timeout=_STORE_WAIT_S, wait_initial=1.0, wait_max=10.0
+    ):
+        with trying:
+            return await asyncio.to_thread(claim_attempt, site)
+    raise RuntimeError("stamina ended without a result or an error")
 
 
 async def _verdict_of(attempt: Attempt) -> Verdict:

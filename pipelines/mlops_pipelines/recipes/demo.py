@@ -20,6 +20,7 @@ from mlops_sdk.local.control import ServiceStatus
 from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import DEFAULT_STATE_DIR, Layout
 from mlops_sdk.local.process import StackProcess
+from mlops_sdk.registry.provenance import git_state
 
 _START_TIMEOUT_S = 300.0
 
@@ -33,12 +34,14 @@ def main() -> int:
     name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     workdir = layout.state_dir / "demo"
     timeline = Timeline(log_dir=workdir / f"{name}-logs")
-    with timeline.closing() as outcome, running_stack(timeline, layout):
-        killer = WorkerKiller()
-        job = MainJob(name=name, spec=default_spec(), checkout=Path.cwd(), workdir=workdir)
-        result = run_main_job(Client(Settings.load(layout.client_toml)), job, timeline, on_event=killer)
-        with timeline.step("check what was promised") as step:
-            _check(step, result, killer, layout)
+    job = MainJob(name=name, spec=default_spec(), checkout=Path.cwd(), workdir=workdir)
+    with timeline.closing() as outcome:
+        git_state(job.checkout)  # refused now rather than when the stack is up
+        with running_stack(timeline, layout):
+            killer = WorkerKiller()
+            result = run_main_job(Client(Settings.load(layout.client_toml)), job, timeline, on_event=killer)
+            with timeline.step("check what was promised") as step:
+                _check(step, result, killer, layout)
     return outcome.status
 
 

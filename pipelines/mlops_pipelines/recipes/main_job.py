@@ -307,8 +307,9 @@ def _tell(step: Step, event: JobEvent) -> None:
             tell = step.note if event.step % _SHOW_EVERY else step.say
             tell(f"step {event.step}: {figures}")
         case AttemptEnded():
+            why = "".join(f", {text}" for text in (event.what, event.seen) if text)
             again = "; trying again" if event.retry else ""
-            step.show(f"attempt {event.attempt}: {event.cause} {event.what} after {event.seconds:.0f} s{again}")
+            step.show(f"attempt {event.attempt}: {event.cause} after {event.seconds:.0f} s{why}{again}")
         case Warned():
             step.say(f"warning: {event.text}")
 

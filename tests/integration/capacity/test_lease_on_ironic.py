@@ -26,6 +26,7 @@ from mlops_sdk.errors import AccessDenied, LeaseLost, NoCapacity
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import PREFIX, run_id_for
 from mlops_sdk.testing.contracts import check_baremetal, check_credentials
+from support import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
@@ -68,7 +69,9 @@ def test_two_machines_are_leased_renewed_attached_to_returned_and_proven(
 
         # the heartbeat renews
         first = marker_of(baremetal, run.key, 0).renewed_until
-        wait_for(lambda: marker_of(baremetal, run.key, 0).renewed_until > first, 15, "the lease is renewed")
+        eventually(
+            lambda: marker_of(baremetal, run.key, 0).renewed_until > first, within_s=15, what="the lease is renewed"
+        )
         run.raise_if_lost()
 
         # another process finds the same machines by the key alone
@@ -228,10 +231,10 @@ def kill_and_watch(stack: Any, client: Client, baremetal: IronicApi, boundaries:
     died = time.monotonic()
     keys = [client.attach(run_id_for(client.settings.deployment_id, name)).key for name in names]
     limit = 6 + 2 * client.settings.lease.reaper_period_s + client.settings.lease.clean_timeout_s / 4
-    wait_for(lambda: not held(client, baremetal, keys), limit, f"{boundaries} are given back")
+    eventually(lambda: not held(client, baremetal, keys), within_s=limit, what=f"{boundaries} are given back")
     for key in keys:
         run = client.attach(key)
-        wait_for(lambda run=run: run.prove().complete, 15, f"run {key} is proven")
+        eventually(lambda run=run: run.prove().complete, within_s=15, what=f"run {key} is proven")
     sys.stderr.write(f"given back and proven {time.monotonic() - died:.1f} s after the kill: {boundaries}\n")
 
 
@@ -261,7 +264,7 @@ class stranger_in_our_project:  # noqa: N801 - reads as a word
             renewed_until=past,
         )
         self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
-        wait_for(lambda: self._state() == "active", 20, "the colleague has a machine")
+        eventually(lambda: self._state() == "active", within_s=20, what="the colleague has a machine")
         allocation = self._api.get_allocation(self._name)
         assert allocation is not None
         return self._name, allocation.node_id
@@ -345,10 +348,3 @@ def marker_of(baremetal: IronicApi, key: str, index: int) -> Marker:
 
 def environment(stack: Any, **more: str) -> dict[str, str]:
     return {**os.environ, "MLOPS_CONFIG": str(stack.state_dir / "client.toml"), **more}
-
-
-def wait_for(done: Any, timeout_s: float, what: str) -> None:
-    end = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.3)

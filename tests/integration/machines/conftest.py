@@ -22,6 +22,7 @@ from mlops_sdk.local.addresses import Addresses, choose_or_load
 from mlops_sdk.local.inventory import MachineInventory, reference_inventory
 from mlops_sdk.local.layout import Layout, Tools
 from mlops_sdk.local.process import StackProcess
+from support import eventually
 
 KEY = "k" * 32
 RUN = uuid.UUID(int=7)
@@ -140,15 +141,6 @@ def ssh(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def eventually(holds: Callable[[], bool], *, within_s: float) -> float:
-    """Wait for something to become true; the seconds it took."""
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < within_s, f"not within {within_s} s"
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
     """Four machines, all off; everything is gone afterwards."""
@@ -166,11 +158,6 @@ def rack() -> Iterator[Rack]:
             )
     finally:
         shutil.rmtree(layout.state_dir, ignore_errors=True)
-
-
-@pytest.fixture(name="eventually")
-def _eventually() -> Callable[..., float]:
-    return eventually
 
 
 @pytest.fixture(name="ssh")

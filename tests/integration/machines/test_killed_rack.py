@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mlops_sdk.local.isolation import members
+from support import eventually
 
 
-def test_kill_9_of_a_stack_with_running_machines_leaves_nothing(rack: Any, eventually: Callable[..., float]) -> None:
+def test_kill_9_of_a_stack_with_running_machines_leaves_nothing(rack: Any) -> None:
     for index in (0, 1):
         rack.boot(index, run_key="aaaa")
         rack.ssh(index, "setsid -f sleep 600 >/dev/null 2>&1")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mlops_sdk.local.isolation import members
+from support import eventually
 
 Eventually = Callable[..., float]
 
@@ -40,7 +41,7 @@ def _all_off(rack: Any) -> Iterator[None]:
             (rack.slot(index) / name).unlink(missing_ok=True)
 
 
-def test_without_media_a_machine_is_on_and_answers_nobody(rack: Any, eventually: Eventually) -> None:
+def test_without_media_a_machine_is_on_and_answers_nobody(rack: Any) -> None:
     assert rack.power(0) == "Off"
 
     assert rack.reset(0, "On") < 1
@@ -84,7 +85,7 @@ def test_both_switches_may_be_pressed_twice(rack: Any) -> None:
     assert rack.power(0) == "Off"
 
 
-def test_a_restart_boots_afresh_and_keeps_the_disk(rack: Any, eventually: Eventually) -> None:
+def test_a_restart_boots_afresh_and_keeps_the_disk(rack: Any) -> None:
     rack.boot(0)
     rack.ssh(0, "echo kept > /scratch/kept; echo lost > /root/lost; echo lost > /tmp/lost")
 
@@ -94,7 +95,7 @@ def test_a_restart_boots_afresh_and_keeps_the_disk(rack: Any, eventually: Eventu
     assert rack.ssh(0, "cat /scratch/kept; ls /root /tmp").stdout.split() == ["kept", "/root:", "/tmp:"]  # noqa: S108 - on the machine
 
 
-def test_a_machine_whose_first_process_died_reads_off(rack: Any, eventually: Eventually) -> None:
+def test_a_machine_whose_first_process_died_reads_off(rack: Any) -> None:
     rack.boot(0)
 
     rack.ssh(0, "kill -TERM 1")
@@ -104,7 +105,7 @@ def test_a_machine_whose_first_process_died_reads_off(rack: Any, eventually: Eve
     assert rack.power(0) == "On"
 
 
-def test_an_ssh_daemon_that_died_is_started_again(rack: Any, eventually: Eventually) -> None:
+def test_an_ssh_daemon_that_died_is_started_again(rack: Any) -> None:
     rack.boot(0)
 
     rack.ssh(0, "pkill -o sshd")  # a machine's own process namespace: the oldest is the daemon
@@ -112,7 +113,7 @@ def test_an_ssh_daemon_that_died_is_started_again(rack: Any, eventually: Eventua
     eventually(lambda: rack.ssh(0, "true").returncode == 0, within_s=10)
 
 
-def test_an_unreadable_config_drive_is_told_on_the_console(rack: Any, eventually: Eventually) -> None:
+def test_an_unreadable_config_drive_is_told_on_the_console(rack: Any) -> None:
     (rack.slot(0) / "config-drive.iso").write_bytes(b"not an image")
 
     rack.reset(0, "On")
@@ -159,7 +160,7 @@ def test_the_bmc_shows_a_gpu_server(rack: Any) -> None:
     assert manager["FirmwareVersion"] == rack.machines[0].bmc_firmware
 
 
-def test_a_killed_farm_takes_its_machines_along(rack: Any, eventually: Eventually) -> None:
+def test_a_killed_farm_takes_its_machines_along(rack: Any) -> None:
     mark = f"mark-{uuid.uuid4().hex}"
     rack.boot(1)
     rack.ssh(1, f"setsid -f bash -c 'while :; do sleep 1; done' {mark} >/dev/null 2>&1")

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import openstack
 import openstack.exceptions
 import pytest
 from keystoneauth1.exceptions import ClientException
@@ -22,6 +21,7 @@ from mlops_sdk.identity.ssh_keys import host_key
 from mlops_sdk.local.enroll import BmcAccess, enroll
 from mlops_sdk.local.inventory import reference_inventory
 from mlops_sdk.local.isolation import members
+from support import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
@@ -32,26 +32,14 @@ NODE = "gpu-04"  # allocations of other tests may take any; these pin one
 class Cloud:
     """What an operator does with nodes."""
 
-    def __init__(self, stack: Any) -> None:
-        admin = stack.admin
+    def __init__(self, stack: Any, operator: Any) -> None:
         self.stack = stack
         self.root = stack.state_dir / "machines"
-        self.connection = openstack.connect(
-            auth={
-                "auth_url": admin["auth_url"],
-                "username": admin["admin_username"],
-                "password": admin["admin_password"],
-                "user_domain_id": "default",
-                "system_scope": "all",
-            },
-            region_name=admin["region"],
-            load_yaml_config=False,
-            load_envvars=False,
-        )
+        self.connection = operator
         self.api = self.connection.baremetal
         farm = json.loads((stack.state_dir / "farm" / "config.json").read_text())
         self.inventory = reference_inventory(str(_network(farm)))
-        self.bmc = BmcAccess(url=admin["bmc_url"], username=farm["username"], password=farm["password"])
+        self.bmc = BmcAccess(url=stack.admin["bmc_url"], username=farm["username"], password=farm["password"])
 
     def enroll(self) -> float:
         """Enrol again; the seconds it took."""
@@ -123,8 +111,8 @@ def _network(farm: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared_cloud(stack: Any) -> Cloud:
-    return Cloud(stack)
+def shared_cloud(stack: Any, operator: Any) -> Cloud:
+    return Cloud(stack, operator)
 
 
 @pytest.fixture
@@ -156,7 +144,7 @@ def shell(ssh: Callable[..., Any], shared_cloud: Cloud) -> Callable[[str], subpr
 
 
 def test_a_node_is_deployed_logged_in_to_torn_down_and_cleaned(
-    cloud: Cloud, drive: dict[str, Any], shell: Callable[..., Any], eventually: Callable[..., float]
+    cloud: Cloud, drive: dict[str, Any], shell: Callable[..., Any]
 ) -> None:
     began = datetime.now(UTC)
     cloud.allocate()

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlops_sdk.remote.lifeline import marked
+from support import eventually
 
 STUBBORN = "import os, signal, time; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
@@ -28,13 +29,6 @@ def start(name: str, *command: str, silence_s: float = 60.0) -> subprocess.Popen
     return subprocess.Popen(
         [*argv, "--", *command] if command else argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 def test_status_and_output_are_the_commands_own(name: str) -> None:
@@ -56,7 +50,7 @@ def test_a_command_that_does_not_exist_is_status_127(name: str) -> None:
 
 def test_closing_the_line_ends_even_what_has_its_own_session_and_ignores_sigterm(name: str) -> None:
     line = start(name, "sh", "-c", f'{sys.executable} -c "{STUBBORN}" & exec sleep 600')
-    wait_for(lambda: len(marked(name)) >= 2)
+    eventually(lambda: len(marked(name)) >= 2, within_s=10)
     began = time.monotonic()
     assert line.stdin is not None
     line.stdin.close()
@@ -86,7 +80,7 @@ def test_silence_ends_the_command_and_a_word_keeps_it_alive(name: str) -> None:
 
 def test_the_next_one_ends_what_a_killed_one_left(name: str) -> None:
     first = start(name, "sh", "-c", f'{sys.executable} -c "{STUBBORN}"')
-    wait_for(lambda: len(marked(name)) >= 2)
+    eventually(lambda: len(marked(name)) >= 2, within_s=10)
     first.kill()
     first.wait()
     assert start(name, "true").wait(20) == 0
@@ -95,7 +89,7 @@ def test_the_next_one_ends_what_a_killed_one_left(name: str) -> None:
 
 def test_a_second_one_waits_for_the_first(name: str) -> None:
     first = start(name, "sleep", "1")
-    wait_for(lambda: len(marked(name)) >= 1)
+    eventually(lambda: len(marked(name)) >= 1, within_s=10)
     began = time.monotonic()
     assert start(name, "true").wait(20) == 0
     assert first.poll() == 0
@@ -105,7 +99,7 @@ def test_a_second_one_waits_for_the_first(name: str) -> None:
 def test_a_guard_ends_what_others_started_for_the_same_job(name: str) -> None:
     guard = start(name)
     stray = subprocess.Popen(["sleep", "600"], env={"MLOPS_LIFELINE": name, "PATH": "/usr/bin:/bin"})
-    wait_for(lambda: marked(name) == {stray.pid})
+    eventually(lambda: marked(name) == {stray.pid}, within_s=10)
     assert guard.stdin is not None
     guard.stdin.close()
     assert guard.wait(20) == 0

@@ -3,26 +3,19 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlops_sdk.capacity.evidence import Outcome, judge_outcome
 from mlops_sdk.capacity.lease import (
-    EDGES,
-    END_RETRY,
     END_TEXT,
     MARKER,
-    TARGET,
     Allocation,
     EndReason,
     LeaseRequest,
-    LeaseState,
     Machine,
     Marker,
     ReleaseStep,
     Step,
     acquire_step,
-    choose_adopted,
     due_for_return,
     overdue,
     release_step,
@@ -64,11 +57,8 @@ def marker(**changes: object) -> Marker:
     return Marker(**{**values, **changes})
 
 
-def test_every_reason_and_transient_state_is_mapped():
-    assert set(END_TEXT) == set(EndReason) == set(END_RETRY)
-    assert all((state, target) in EDGES for state, target in TARGET.items())
-    reachable = {LeaseState.REQUESTED} | {target for _, target in EDGES}
-    assert reachable == set(LeaseState)
+def test_every_reason_has_its_words():
+    assert set(END_TEXT) == set(EndReason)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +144,6 @@ def test_the_reaper_takes_only_what_is_ours_and_overdue():
     found = due_for_return([*strangers, ours], deployment_id=DEPLOYMENT, now=late, skew_s=1)
     assert found == [(ours, EndReason.DEADLINE)]
     assert due_for_return([ours], deployment_id=DEPLOYMENT, now=NOW, skew_s=1) == []
-
-
-@given(st.permutations([("2026-01-01", "b"), ("2026-01-01", "a"), ("2025-12-31", "z")]))
-def test_of_several_the_same_one_is_kept_whatever_the_order(order):
-    found = [Allocation(id=i, name="n", state="active", created_at=at) for at, i in order]
-    keep, rest = choose_adopted(found)
-    assert keep is not None
-    assert keep.id == "z"
-    assert [a.id for a in rest] == ["a", "b"]
-    assert choose_adopted([]) == (None, ())
 
 
 def test_the_marker_survives_ironic_and_rubbish_is_no_marker():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from mlops_sdk.local.inventory import bridge_address, farm_config, reference_inventory
+from mlops_sdk.local.inventory import farm_config, reference_inventory
 
 SUBNET = "10.77.3.0/24"
 
@@ -10,7 +10,6 @@ SUBNET = "10.77.3.0/24"
 def test_it_follows_from_the_subnet_alone() -> None:
     assert reference_inventory(SUBNET) == reference_inventory(SUBNET)
     assert [m.address for m in reference_inventory(SUBNET).machines] == [f"10.77.3.{n}" for n in (11, 12, 13, 14)]
-    assert bridge_address(SUBNET) == "10.77.3.1"
 
 
 def test_a_machine_has_what_an_h200_server_has() -> None:

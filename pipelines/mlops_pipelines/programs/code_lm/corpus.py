@@ -7,6 +7,7 @@ SHA-256 is the data hash, under which it is stored (``data/<hash>/code_lm.safete
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -217,7 +218,9 @@ def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile
     )
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / FILE_NAME
-    save_file(arrays, path, metadata={"meta": to_json(meta.model_dump(mode="json")).decode()})
+    scratch = out_dir / f".{FILE_NAME}.{os.getpid()}"
+    save_file(arrays, scratch, metadata={"meta": to_json(meta.model_dump(mode="json")).decode()})
+    scratch.replace(path)  # another job may be reading, or preparing the same
     return PreparedData.open(path)
 
 

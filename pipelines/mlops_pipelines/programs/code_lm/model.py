@@ -7,7 +7,7 @@ transformers package: importing it takes 8 s of CPU per rank, and that again at 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,10 +67,6 @@ class Shape:
             rope_theta=config["rope_theta"],
             norm_eps=config["rms_norm_eps"],
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
-        return asdict(self)
 
 
 class Llama(nn.Module):
