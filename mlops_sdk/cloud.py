@@ -100,11 +100,6 @@ class Cloud:
         with _translated("login", self._settings.auth_url):
             return str(self._login().get_user_id())
 
-    def project_id(self) -> str:
-        """Id of the project we are logged in to."""
-        with _translated("login", self._settings.auth_url):
-            return str(self._login().get_project_id())
-
     def _send(
         self,
         service: str,

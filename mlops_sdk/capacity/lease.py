@@ -7,7 +7,7 @@ out; `providers/ironic.py` looks, asks these tables, and acts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -49,31 +49,13 @@ class LeaseRequest:
 
 
 class LeaseState(enum.Enum):
-    """Where a lease stands. Transient states name what they lead to in `TARGET`."""
+    """Where a lease stands; `history.Generation.state` reads it from the journal."""
 
     REQUESTED = "requested"
     DEPLOYING = "deploying"
     ACTIVE = "active"
     RELEASING = "releasing"
     RELEASED = "released"
-
-
-TARGET: Mapping[LeaseState, LeaseState] = {
-    LeaseState.REQUESTED: LeaseState.DEPLOYING,
-    LeaseState.DEPLOYING: LeaseState.ACTIVE,
-    LeaseState.RELEASING: LeaseState.RELEASED,
-}
-
-EDGES: frozenset[tuple[LeaseState, LeaseState]] = frozenset(
-    {
-        (LeaseState.REQUESTED, LeaseState.DEPLOYING),  # every machine allocated
-        (LeaseState.REQUESTED, LeaseState.RELEASING),  # no capacity, cancelled, overdue
-        (LeaseState.DEPLOYING, LeaseState.ACTIVE),  # every machine deployed
-        (LeaseState.DEPLOYING, LeaseState.RELEASING),  # a machine did not come up
-        (LeaseState.ACTIVE, LeaseState.RELEASING),  # the run ended, or the lease is overdue
-        (LeaseState.RELEASING, LeaseState.RELEASED),  # every allocation absent, every machine's outcome recorded
-    }
-)
 
 
 class EndReason(enum.Enum):
@@ -87,14 +69,6 @@ class EndReason(enum.Enum):
     NOT_RENEWED = "not_renewed"
 
 
-class Retry(enum.Enum):
-    """What a caller may do after a lease ended."""
-
-    NO = "no"
-    LATER = "later"
-    NEXT_GENERATION = "next_generation"
-
-
 END_TEXT: Mapping[EndReason, str] = {
     EndReason.FINISHED: "the run gave the machines back",
     EndReason.CANCELLED: "the run was cancelled",
@@ -102,15 +76,6 @@ END_TEXT: Mapping[EndReason, str] = {
     EndReason.NODE_FAILED: "a machine did not come up, or went away",
     EndReason.DEADLINE: "the lease reached its deadline",
     EndReason.NOT_RENEWED: "nobody renewed the lease: its run died",
-}
-
-END_RETRY: Mapping[EndReason, Retry] = {
-    EndReason.FINISHED: Retry.NO,
-    EndReason.CANCELLED: Retry.NO,
-    EndReason.NO_CAPACITY: Retry.LATER,
-    EndReason.NODE_FAILED: Retry.NEXT_GENERATION,
-    EndReason.DEADLINE: Retry.NO,
-    EndReason.NOT_RENEWED: Retry.NEXT_GENERATION,
 }
 
 
@@ -338,15 +303,6 @@ def overdue(*, deadline: datetime, renewed_until: datetime, now: datetime, skew_
     if now > renewed_until + allowed:
         return EndReason.NOT_RENEWED
     return None
-
-
-def choose_adopted(matches: Sequence[Allocation]) -> tuple[Allocation | None, tuple[Allocation, ...]]:
-    """Of several allocations that match one piece of a run: the one to keep, and those to give back.
-
-    Keeps the lowest (created_at, id), so that every process keeps the same one.
-    """
-    ranked = sorted(matches, key=lambda allocation: (allocation.created_at, allocation.id))
-    return (ranked[0], tuple(ranked[1:])) if ranked else (None, ())
 
 
 def due_for_return(

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mlops_sdk.capacity.lease import END_TEXT
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.config import Settings
 
@@ -25,7 +26,7 @@ def reap(dry_run: bool, as_json: bool) -> None:
     else:
         verb = "would take back" if dry_run else "taken back"
         for due in report.due:
-            click.echo(f"{verb}: {due.kind} {due.resource} ({due.reason.value})")
+            click.echo(f"{verb}: {due.kind} {due.resource} ({END_TEXT[due.reason]})")
         for item in report.evidence:
             machine = item.node_name or item.node_id
             click.echo(f"  {item.resource}: {machine or 'no machine'} {item.outcome.value} ({item.provision_state})")

@@ -144,11 +144,6 @@ def reference_inventory(subnet: str, *, machines: int = 4, image: str = IMAGE_NA
     )
 
 
-def bridge_address(subnet: str) -> str:
-    """The stack's own address in the machines' network: the first of the subnet."""
-    return str(ipaddress.IPv4Network(subnet)[1])
-
-
 def farm_config(
     inventory: Inventory,
     *,

@@ -34,7 +34,6 @@ class Progress:
         self._since: dict[str, float] = {}
         self._shown: dict[str, State] = {}
         self._units: list[Unit] = []
-        self._live: Live | None = None
 
     @contextmanager
     def live(self, units: list[Unit]) -> Generator[None]:
@@ -43,7 +42,7 @@ class Progress:
         if not self._console.is_terminal:
             yield
             return
-        with Live(get_renderable=self._table, console=self._console, refresh_per_second=4) as self._live:
+        with Live(get_renderable=self._table, console=self._console, refresh_per_second=4):
             yield
 
     def changed(self, unit: Unit) -> None:

@@ -7,7 +7,6 @@ with client.start_run() as run: ...
 
 from __future__ import annotations
 
-import itertools
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -319,7 +318,6 @@ class FakeCredentials(CredentialApi):
 
     def __init__(self, cloud: FakeCloud) -> None:
         self._cloud = cloud
-        self._ids = itertools.count(1)
 
     def find(self, name: str) -> StoredCredential | None:
         """By name."""

@@ -29,9 +29,6 @@ class Fabric:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.pid = int(config["pid"])
-        self.bridge = str(config["bridge"])
-        self.prefix_length = int(config["prefix_length"])
-        self.stack_address = str(config["stack_address"])
         self._table = f"bridge {config['table']}"
         self._plugs: dict[str, Plug] = {}
         self._lock = threading.Lock()
