@@ -26,6 +26,7 @@ def demo(state_dir: Path, *, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mlops_pipelines.recipes.demo", "--state-dir", str(state_dir)],
         cwd=cwd,
+        env={**os.environ, "MLOPS_HOME": str(REPOSITORY)},  # the environments of this checkout, whatever is in `cwd`
         capture_output=True,
         text=True,
         check=False,
