@@ -54,14 +54,14 @@ make_main() {
 
 make_openstack() {
     local env=.mlops/envs/openstack stamp
-    locked_environment "$env" requirements/openstack.txt
+    locked_environment "$env" requirements/openstack.txt compiled
     stamp=$(hash_of "$deploy_interface")
     if stamped "$env/.mlops-project" "$stamp"; then
         say "$env: up to date"
         return
     fi
     say "$env: the deploy interface from $deploy_interface"
-    quietly "$uv" pip install -q -p "$env/bin/python" --no-deps --no-build-isolation --reinstall "./$deploy_interface"
+    quietly "$uv" pip install -q -p "$env/bin/python" --no-deps --no-build-isolation --reinstall --compile-bytecode "./$deploy_interface"
     echo "$stamp" >"$env/.mlops-project"
 }
 
@@ -98,7 +98,9 @@ locked_environment() {
     bootstrap_uv
     say "$env: $(grep -cE '^[A-Za-z0-9].*==' "$lock") packages from $lock"
     quietly "$uv" venv -q --clear --relocatable --python "$python" "$env"
-    # A node sees its image read-only and could not keep compiled modules: it gets them here, once.
+    # A node sees its image read-only and could not keep compiled modules: it gets them here, once. The services of
+    # OpenStack load much of their environment at each start: compiling all of it costs as much as one start without, and
+    # some shells keep Python from doing it (PYTHONDONTWRITEBYTECODE). No program loads much of .venv: there it would not pay.
     [[ $options != *" compiled "* ]] || install+=(--compile-bytecode)
     quietly "${install[@]}" --require-hashes --requirement "$lock"
     # torch comes apart: which build is right (CPU, CUDA) differs by machine, so no one hash would be.
