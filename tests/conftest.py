@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,14 @@ def stack() -> Iterator[StackHandle]:
     finally:
         process.stop()
     assert_nothing_left(layout, inside)
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """For a stack of the test's own. Short: Unix sockets below it have paths of at most 108 bytes."""
+    path = Path(f"/tmp/mlops-test-{os.getpid()}")  # noqa: S108 - named by our own process id, removed below
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

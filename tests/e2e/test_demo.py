@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def state_dir() -> Iterator[Path]:
-    """Short: Unix sockets below it have paths of at most 108 bytes."""
-    path = Path(f"/tmp/mlops-demo-{os.getpid()}")  # noqa: S108 - named by our own process id, removed below
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def demo(state_dir: Path, *, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -169,6 +169,7 @@ def run_main_job(
         with timeline.step("register the model") as step:
             lineage = _lineage(client, run, trained, job, baseline)
             registered = _register(step, client, model, job.spec.model_name, lineage)
+            run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
         with timeline.step("give the machines back") as step:
             _release(step, run)
     with timeline.step("prove that nothing is held") as step:
