@@ -14,7 +14,7 @@ from mlops_pipelines.recipes.fault import WorkerKiller
 from mlops_pipelines.recipes.main_job import MainJob, run_main_job
 from mlops_pipelines.recipes.timeline import Timeline
 from mlops_sdk.client import Client
-from mlops_sdk.errors import MlopsError
+from mlops_sdk.errors import MlopsError, SettingsError
 from mlops_sdk.names import run_id_for
 from mlops_sdk.registry.mlflow_api import MlflowApi
 from mlops_sdk.registry.models import find_version
@@ -66,6 +66,7 @@ def test_a_killed_worker_costs_no_commit_and_everything_is_given_back(
     assert tags["mlops.drivers"] == "570.133.20"
     assert tags["mlops.attempts"] == "2"
     assert float(tags["mlops.node_seconds"]) > 0
+    assert mlflow_params(client, result.model.mlflow_run_id)["version.torch"].startswith("2.13.0")  # the nodes' own
 
 
 def test_a_job_whose_controller_died_goes_on_where_it_stopped(
@@ -82,6 +83,13 @@ def test_a_job_whose_controller_died_goes_on_where_it_stopped(
     assert client.attach(result.run_key).prove().complete
     again = run_main_job(client, job, Timeline(log_dir=timeline.log_dir / "again"))
     assert again.model == result.model
+
+    program = job.spec.program.model_copy(update={"arguments": {**job.spec.program.arguments, "steps": 14}})
+    other = replace(job, spec=job.spec.model_copy(update={"program": program}))
+    with pytest.raises(SettingsError, match="has been trained already") as caught:
+        run_main_job(client, other, timeline)
+    assert "'steps': 12" in caught.value.seen
+    assert "'steps': 14" in caught.value.seen
 
 
 def test_a_red_program_never_costs_a_machine(
@@ -109,5 +117,12 @@ def test_a_model_that_is_no_better_than_the_baseline_is_not_registered(
 
 
 def mlflow_tags(client: Client, run_id: str) -> dict[str, str]:
-    tags = MlflowApi(client.mlflow).get("runs/get", run_id=run_id)["run"]["data"]["tags"]
-    return {tag["key"]: tag["value"] for tag in tags}
+    return {tag["key"]: tag["value"] for tag in mlflow_data(client, run_id)["tags"]}
+
+
+def mlflow_params(client: Client, run_id: str) -> dict[str, str]:
+    return {param["key"]: param["value"] for param in mlflow_data(client, run_id)["params"]}
+
+
+def mlflow_data(client: Client, run_id: str) -> Any:
+    return MlflowApi(client.mlflow).get("runs/get", run_id=run_id)["run"]["data"]

@@ -13,16 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from mlops_pipelines.programs.code_lm import corpus
 from mlops_pipelines.programs.code_lm.baseline import baseline_bits_per_byte
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
 from mlops_pipelines.recipes.timeline import Step, Timeline
+from mlops_pipelines.recipes.trained import Trained, lineage_of, remember, remembered
 from mlops_pipelines.specs import CapacitySpec, ProgramSpec, TrainSpec
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
@@ -30,10 +30,10 @@ from mlops_sdk.client import Client
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import MlopsError, RegistryError
 from mlops_sdk.journal import EntryKind
-from mlops_sdk.registry.lineage import CheckpointRecord, CostRecord, GitState, LeaseRecord, Lineage, NodeRecord
+from mlops_sdk.registry.lineage import GitState, Lineage
 from mlops_sdk.registry.model_files import ModelFolder, fetch_model
 from mlops_sdk.registry.models import RegisteredModel, ensure_run, register
-from mlops_sdk.registry.provenance import git_state, package_versions
+from mlops_sdk.registry.provenance import git_state
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.bundle import put_bundle
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
@@ -43,8 +43,6 @@ from mlops_sdk.training.spec import BundleRef, DataRef, Launcher, LaunchSpec
 
 PROGRAM_TESTS = Path("tests/unit/code_lm")
 PROMPT = "def __init__(self"
-_PACKAGES = ("torch", "safetensors", "tokenizers", "transformers", "openinfra-mlops")
-_TRAINED = "train"  # the journal's word for a finished training
 _SHOW_EVERY = 20  # steps; the log has every report
 _LAST_LINES = 12
 
@@ -92,26 +90,6 @@ class MainJobResult:
     node_seconds: float
 
 
-class Trained(BaseModel):
-    """A finished training as the journal remembers it: what registration needs, long after the machines are gone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    generation: int
-    attempts: int
-    git: GitState
-    nodes: tuple[NodeRecord, ...]
-    allocations: tuple[str, ...]
-    bits_per_byte: float
-    parameters: int
-    resumed_from: int
-    tokens_per_s: float
-    data_sha256: str
-    model_prefix: str
-    model_sha256: str
-    checkpoint: CheckpointRecord
-
-
 def default_spec(**arguments: JsonValue) -> TrainSpec:
     """Two H200 machines, torchrun, the code language model; `arguments` are the program's (see `plan.TrainArgs`)."""
     program = ProgramSpec(module="mlops_pipelines.programs.code_lm.train", arguments=arguments)
@@ -145,12 +123,12 @@ def run_main_job(
     with timeline.step("measure the baseline") as step:
         baseline = baseline_bits_per_byte(data, args.evaluate_bytes)
         step.show(f"byte 3-gram: {baseline:.3f} bits per byte on {args.evaluate_bytes:,} held-out bytes")
-    request = _request(job.spec.capacity)
+    request = _request(client, job.spec.capacity)
     with timeline.step("quote") as step:
         step.show(str(client.quote(request)))
     run = client.start_run(job.name)
     run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
-    trained = _remembered(run)
+    trained = remembered(run, job.spec)
     with run:
         if trained is None:
             with timeline.step("lease the machines") as step:
@@ -162,12 +140,13 @@ def run_main_job(
                 site = Site.of(run, tracking_run_id=_tracking_run(client, run, job))
                 running = RunningJob(site=site, nodes=lease.nodes, step=step)
                 done = _train(running, run, _launch(job.spec, bundle, data), on_event)
-                trained = _remember(step, run, lease, git, done)
+                trained = remember(run, lease, git, job.spec, done)
+                _show_training(step, trained, done)
         with timeline.step("fetch and try the model") as step:
             model = _fetch(step, run, trained, job.workdir)
             _compare(step, trained, baseline, refuse=job.beat_baseline)
         with timeline.step("register the model") as step:
-            lineage = _lineage(client, run, trained, job, baseline)
+            lineage = lineage_of(client, run, trained, baseline)
             registered = _register(step, client, model, job.spec.model_name, lineage)
             run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
         with timeline.step("give the machines back") as step:
@@ -212,20 +191,14 @@ def _prepare_data(step: Step, client: Client, job: MainJob) -> corpus.PreparedDa
     return data
 
 
-def _request(capacity: CapacitySpec) -> LeaseRequest:
+def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
     return LeaseRequest(
         nodes=capacity.nodes,
         resource_class=capacity.resource_class,
         traits=capacity.traits,
-        deadline=datetime.now(UTC) + timedelta(hours=capacity.hours),
+        deadline=client.services.baremetal.now() + timedelta(hours=capacity.hours),
         wait_s=capacity.wait_s,
     )
-
-
-def _remembered(run: Run) -> Trained | None:
-    """The training of this run that has finished, if there is one."""
-    found = [e for e in run.journal.entries() if e.action == _TRAINED and e.kind is EntryKind.OUTCOME]
-    return Trained.model_validate(found[-1].data["trained"]) if found else None
 
 
 def _lease(step: Step, run: Run, request: LeaseRequest) -> Lease:
@@ -266,35 +239,12 @@ def _train(
     return run_job(job.site, launch, job.nodes, on_line=job.step.note, on_event=tell, check=run.raise_if_lost)
 
 
-def _remember(step: Step, run: Run, lease: Lease, git: GitState, done: JobResult) -> Trained:
-    """Write the training into the journal: whatever happens from here on, it is not done again."""
-    trained = _trained(run, lease, git, done)
-    run.journal.append(EntryKind.OUTCOME, _TRAINED, generation=run.generation, trained=trained.model_dump(mode="json"))
+def _show_training(step: Step, trained: Trained, done: JobResult) -> None:
     step.show(
-        f"{trained.parameters:,} parameters on {len(lease.nodes)} machines; attempt {trained.attempts} began at step "
+        f"{trained.parameters:,} parameters on {len(trained.nodes)} machines; attempt {trained.attempts} began at step "
         f"{trained.resumed_from} and did {trained.tokens_per_s:,.0f} tokens/s"
     )
     step.show(f"logs {done.log_uri}")
-    return trained
-
-
-def _trained(run: Run, lease: Lease, git: GitState, done: JobResult) -> Trained:
-    result = done.result
-    model = cast("dict[str, JsonValue]", result["model"])
-    return Trained.model_validate(
-        {
-            "generation": lease.generation,
-            "attempts": done.attempts[-1].attempt,
-            "git": git,
-            "nodes": tuple(NodeRecord.of(node) for node in lease.nodes),
-            "allocations": tuple(sorted(run.history().generations[lease.generation].pieces)),
-            **{name: result[name] for name in ("bits_per_byte", "parameters", "resumed_from", "tokens_per_s")},
-            "data_sha256": result["data_sha256"],
-            "model_prefix": model["prefix"],
-            "model_sha256": model["manifest_sha256"],
-            "checkpoint": result["checkpoint"],
-        }
-    )
 
 
 def _tell(step: Step, event: JobEvent) -> None:
@@ -337,25 +287,6 @@ def _compare(step: Step, trained: Trained, baseline: float, *, refuse: bool) -> 
             seen=f"{trained.bits_per_byte:.4f} bits per byte, the byte 3-gram has {baseline:.4f}",
             next_step="train longer or change the program; nothing was registered",
         )
-
-
-def _lineage(client: Client, run: Run, trained: Trained, job: MainJob, baseline: float) -> Lineage:
-    so_far = client.summary(run.key)
-    return Lineage(
-        run_id=run.id,
-        owner=run.owner,
-        git=trained.git,
-        data_sha256=trained.data_sha256,
-        model_sha256=trained.model_sha256,
-        lease=LeaseRecord(names=trained.allocations, generation=trained.generation),
-        nodes=trained.nodes,
-        checkpoint=trained.checkpoint,
-        packages=package_versions(_PACKAGES),
-        cost=CostRecord(node_seconds=so_far.node_seconds, amount=so_far.cost, currency=client.settings.currency),
-        attempts=trained.attempts,
-        metrics={"bits_per_byte": trained.bits_per_byte, "baseline_bits_per_byte": baseline},
-        args=job.spec.program.arguments,
-    )
 
 
 def _register(step: Step, client: Client, model: ModelFolder, name: str, lineage: Lineage) -> RegisteredModel:

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.testing.cloud import FakeClock
+from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 
 

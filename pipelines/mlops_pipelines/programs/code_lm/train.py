@@ -28,9 +28,11 @@ from mlops_sdk.checkpoint.manifest import Manifest, manifest_key
 from mlops_sdk.checkpoint.snapshot import rank_tensors, restore, training_tensors
 from mlops_sdk.checkpoint.store import CheckpointStore
 from mlops_sdk.registry.model_files import upload_model
+from mlops_sdk.registry.provenance import package_versions
 from mlops_sdk.training.worker import WorkerContext, context
 
 _log = logging.getLogger(__name__)
+_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "openinfra-mlops")
 _PEER_TIMEOUT = timedelta(minutes=5)
 
 
@@ -69,6 +71,7 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
         "world_size": ctx.world_size,
         "parameters": trainer.model.parameter_count(),
         "damaged_checkpoints": [str(damage) for damage in trainer.checkpoints.damages],
+        "packages": dict[str, JsonValue](package_versions(_PACKAGES)),
         **trainer.evaluate(),
     }
     if ctx.rank == 0:
