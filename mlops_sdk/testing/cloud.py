@@ -11,42 +11,24 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.client import Client
-from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Settings
+from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.errors import AccessDenied
 from mlops_sdk.identity import credential as identity
 from mlops_sdk.identity.credential import AccessRule, CredentialApi, CredentialBroker, StoredCredential, StoredRule
 from mlops_sdk.services import Services
+from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import FaultScript
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
+from mlops_sdk.testing.settings import fake_settings
 
-_START = datetime(2026, 1, 1, tzinfo=UTC)
 _NOT_FREE = {"deploying", "wait call-back", "deleting", "cleaning", "clean wait"}
-
-
-class FakeClock:
-    """Time that passes only when somebody sleeps or a test says so."""
-
-    def __init__(self) -> None:
-        self._elapsed = 0.0
-
-    def monotonic(self) -> float:
-        """Seconds since the start."""
-        return self._elapsed
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass."""
-        self._elapsed += seconds
-
-    def now(self) -> datetime:
-        """The service's clock."""
-        return _START + timedelta(seconds=self._elapsed)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -405,31 +387,6 @@ class _Call:
             if login.application_credential_id not in stored or secret != known:
                 raise AccessDenied(f"{self._name} was refused", seen="401 unauthorized")
         self._cloud.settle()
-
-
-def fake_settings() -> Settings:
-    """Settings that no socket stands behind."""
-    return Settings.model_validate(
-        {
-            "deployment_id": "6f1c3d1e-0000-4000-8000-000000000001",
-            "broker_key": "a broker key that is long enough for us",
-            "owner": "tester",
-            "s3": S3Settings.model_validate(
-                {"endpoint": "http://s3.invalid", "access_key_id": "access", "secret_access_key": "secret"}
-            ),
-            "keystone": KeystoneSettings.model_validate({"auth_url": "http://keystone.invalid/v3"}),
-            "mlflow": MlflowSettings(tracking_uri="http://mlflow.invalid"),
-            "lease": {
-                "renew_for_s": 20,
-                "poll_s": 0.5,
-                "reaper_period_s": 3,
-                "clock_skew_s": 1,
-                "deploy_timeout_s": 60,
-                "clean_timeout_s": 120,
-            },
-            "node_seconds_price": {"gpu.h200.8x": 0.01},
-        }
-    )
 
 
 def _public(allocation: Allocation) -> Allocation:

@@ -1,0 +1,30 @@
+"""Settings of a deployment that is not there."""
+
+from __future__ import annotations
+
+from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Settings
+
+
+def fake_settings() -> Settings:
+    """Settings that no socket stands behind."""
+    return Settings.model_validate(
+        {
+            "deployment_id": "6f1c3d1e-0000-4000-8000-000000000001",
+            "broker_key": "a broker key that is long enough for us",
+            "owner": "tester",
+            "s3": S3Settings.model_validate(
+                {"endpoint": "http://s3.invalid", "access_key_id": "access", "secret_access_key": "secret"}
+            ),
+            "keystone": KeystoneSettings.model_validate({"auth_url": "http://keystone.invalid/v3"}),
+            "mlflow": MlflowSettings(tracking_uri="http://mlflow.invalid"),
+            "lease": {
+                "renew_for_s": 20,
+                "poll_s": 0.5,
+                "reaper_period_s": 3,
+                "clock_skew_s": 1,
+                "deploy_timeout_s": 60,
+                "clean_timeout_s": 120,
+            },
+            "node_seconds_price": {"gpu.h200.8x": 0.01},
+        }
+    )
