@@ -12,15 +12,16 @@ when it dies, the reaper returns what it held.
 
 from __future__ import annotations
 
-import logging
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Self
 
+from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
@@ -41,10 +42,6 @@ from mlops_sdk.services import Services
 
 if TYPE_CHECKING:
     from mlops_sdk.client import Client
-
-Phase = Literal["before", "after"]
-_log = logging.getLogger(__name__)
-EventCallback = Callable[[str, Phase, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +84,7 @@ class Run:
         self.journal = Journal(services.store, self.key, now=services.baremetal.now)
         self.generation = 1
         self._fence = Fence(services.store, now=services.baremetal.now, ttl_s=self.settings.lease.renew_for_s)
-        self._callbacks: list[EventCallback] = []
+        self._boundaries = Boundaries(self.journal)
         self._credential: RunCredential | None = None
         self._leases: IronicLeases | None = None
         self._grant: Grant | None = None
@@ -159,7 +156,7 @@ class Run:
 
         An exception in a callback aborts what the run is getting; it is logged and ignored while the run gives back.
         """
-        self._callbacks.append(callback)
+        self._boundaries.listen(callback)
 
     # Lease
 
@@ -329,7 +326,7 @@ class Run:
             deadline=grant.request.deadline,
             grace_s=self.settings.lease.grace_s,
         )
-        with self._boundary("credential.create", wanted.name) as detail:
+        with self._boundaries.around("credential.create", wanted.name, generation=self.generation) as detail:
             self._credential = self._services.broker.mint(wanted, now=self._services.baremetal.now())
             detail.update(credential_id=self._credential.id, expires_at=to_iso(self._credential.expires_at))
         api = self._services.connect(self._credential.login(self.settings.keystone))
@@ -348,7 +345,8 @@ class Run:
         return self._lease
 
     def _on(self, api: BaremetalApi) -> IronicLeases:
-        return IronicLeases(api, self._fence, self.settings.lease, self._services.clock, boundary=self._boundary)
+        boundary = partial(self._boundaries.around, generation=self.generation)
+        return IronicLeases(api, self._fence, self.settings.lease, self._services.clock, boundary=boundary)
 
     def _release_machines(self, generation: Generation, reason: EndReason) -> tuple[NodeEvidence, ...]:
         """Through the run's own credential while there is one; through the broker's login when it is gone."""
@@ -389,14 +387,13 @@ class Run:
             resource_class=grant.request.resource_class,
             since=_held(generation, evidence.resource).since,
         )
-        self._tell("machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value})
+        self._boundaries.tell(
+            "machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value}
+        )
 
     def _revoke(self, name: str) -> None:
-        self._tell("credential.revoke", "before", {"resource": name})
-        self.journal.note(EntryKind.INTENT, "credential.revoke", name, generation=self.generation)
-        revoked = self._services.broker.revoke(name)
-        self.journal.note(EntryKind.OUTCOME, "credential.revoke", name, generation=self.generation, was_there=revoked)
-        self._tell("credential.revoke", "after", {"resource": name})
+        with self._boundaries.around("credential.revoke", name, generation=self.generation) as detail:
+            detail["was_there"] = self._services.broker.revoke(name)
 
     def _generation_state(self) -> Generation:
         try:
@@ -410,28 +407,6 @@ class Run:
                 found.pieces[name] = Piece(name=name, deployed=True)
         return found or Generation(number=self.generation)
 
-    @contextmanager
-    def _boundary(self, step: str, resource: str, **detail: Any) -> Generator[dict[str, Any]]:
-        """Journal the intent, tell, let the call happen, journal the outcome, tell."""
-        write = self.journal.note if step in _GIVING_BACK else self.journal.append
-        write(EntryKind.INTENT, step, resource, generation=self.generation, **detail)
-        self._tell(step, "before", {"resource": resource, **detail})
-        yield detail
-        write(EntryKind.OUTCOME, step, resource, generation=self.generation, **detail)
-        self._tell(step, "after", {"resource": resource, **detail})
-
-    def _tell(self, step: str, phase: Phase, detail: dict[str, Any]) -> None:
-        for callback in self._callbacks:
-            try:
-                callback(step, phase, detail)
-            except Exception:
-                if step not in _GIVING_BACK:
-                    raise
-                _log.exception("a callback failed at %s %r of run %s", phase, step, self.key)
-
-
-_GIVING_BACK = {"allocation.delete", "machine.tear_down", "machine.released", "credential.revoke"}
-
 
 def _held(generation: Generation, name: str) -> Held:
     piece = generation.pieces.get(name) or Piece(name=name)
@@ -442,11 +417,6 @@ def _known(request: LeaseRequest | None) -> LeaseRequest:
     if request is None:
         raise LeaseLost("this generation never asked for a lease", next_step="call run.lease() with a LeaseRequest")
     return request
-
-
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield
 
 
 @contextmanager

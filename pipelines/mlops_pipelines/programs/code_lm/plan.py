@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlops_sdk.errors import SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class TrainArgs(BaseModel):
@@ -80,6 +82,8 @@ def sequences(tokens: NDArray[np.uint16], args: TrainArgs, step: int, rank: int,
     Every epoch cuts the stream into sequences from another offset and takes them in another order, both drawn from
     (seed, epoch). Sequence i of a step belongs to rank i mod world size.
     """
+    import numpy as np  # noqa: PLC0415 - extra [train]
+
     per_epoch = (len(tokens) - 1) // args.seq_len - 1
     rows: list[NDArray[np.uint16]] = []
     for index in range(step * args.batch + rank, (step + 1) * args.batch, world_size):
@@ -120,6 +124,8 @@ def check_world(args: TrainArgs, world_size: int) -> None:
 
 def padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Rows of unequal length as one array, zeros on the right."""
+    import numpy as np  # noqa: PLC0415 - extra [train]
+
     out = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
@@ -128,5 +134,7 @@ def padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, count: int, seq_len: int) -> tuple[int, NDArray[np.int64]]:
+    import numpy as np  # noqa: PLC0415 - extra [train]
+
     draw = np.random.default_rng([seed, epoch])
     return int(draw.integers(seq_len)), draw.permutation(count)
