@@ -9,6 +9,7 @@ SHELL := /bin/bash
 bin := .venv/bin
 packages := infra/local/setup/system_packages.sh
 environments := infra/local/setup/python_environments.sh
+two_processes := -n 2 --dist loadfile  # most of the time tests wait for machines; a file shares its leases
 
 help:  ## what you can do here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,13 +39,13 @@ check:  ## formatting, lint, types, import rules, packaging: no service is start
 
 test: setup  ## everything a change must pass, against the real services of the embedded stack
 	@$(environments) base
-	@echo "[test] all but the slow tiers; the embedded stack starts once, in .mlops/stacks/test"
-	@$(bin)/python -m pytest -m "not slow" --durations=15 $(ARGS)
+	@echo "[test] all but the slow tiers, in two processes with an embedded stack each, in .mlops/stacks/test-gw*"
+	@$(bin)/python -m pytest $(two_processes) -m "not slow" --durations=15 $(ARGS)
 
 test-full: setup  ## test, plus the slow tiers
 	@$(environments) base
 	@echo "[test-full] every tier"
-	@$(bin)/python -m pytest --durations=25 $(ARGS)
+	@$(bin)/python -m pytest $(two_processes) --durations=25 $(ARGS)
 
 up: setup  ## the embedded stack, in the foreground; Ctrl-C ends it
 	@$(bin)/mlops local up $(ARGS)

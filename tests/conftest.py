@@ -56,8 +56,10 @@ class StackHandle:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[StackHandle]:
-    """The embedded stack, started once; what cannot start fails the tests that asked for it."""
-    layout = Layout.at(Path(os.environ.get("MLOPS_TEST_STACK") or REPOSITORY / ".mlops" / "stacks" / "test"))
+    """The embedded stack, started once per test process; what cannot start fails the tests that asked for it."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    chosen = Path(os.environ.get("MLOPS_TEST_STACK") or REPOSITORY / ".mlops" / "stacks" / "test")
+    layout = Layout.at(chosen.with_name(f"{chosen.name}-{worker}" if worker else chosen.name))
     process = StackProcess(layout.state_dir, faults=True)
     try:
         process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)

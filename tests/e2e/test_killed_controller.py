@@ -31,6 +31,8 @@ BEFORE_A_LEASE = [
     ("measure the baseline", "after"),
     ("quote", "before"),
     ("quote", "after"),
+    ("open the run", "before"),
+    ("open the run", "after"),
     ("lease the machines", "before"),
 ]
 HOLDING = [

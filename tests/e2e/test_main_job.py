@@ -14,7 +14,7 @@ from mlops_pipelines.recipes.fault import WorkerKiller
 from mlops_pipelines.recipes.main_job import MainJob, run_main_job
 from mlops_pipelines.recipes.timeline import Timeline
 from mlops_sdk.client import Client
-from mlops_sdk.errors import MlopsError, SettingsError
+from mlops_sdk.errors import MlopsError, RegistryError, SettingsError
 from mlops_sdk.names import run_id_for
 from mlops_sdk.registry.mlflow_api import MlflowApi
 from mlops_sdk.registry.models import find_version
@@ -27,6 +27,7 @@ STEPS = [
     "prepare the data",
     "measure the baseline",
     "quote",
+    "open the run",
     "lease the machines",
     "send the code",
     "train",
@@ -72,10 +73,19 @@ def test_a_killed_worker_costs_no_commit_and_everything_is_given_back(
 def test_a_job_whose_controller_died_goes_on_where_it_stopped(
     client: Client, job: MainJob, timeline: Timeline, stack: Any
 ):
-    """Killed between training and registration while it holds machines: the same name finishes it, without training."""
+    """Killed after training while it holds machines: the same name finishes it, without training again.
+
+    On the way: a model that is no better than the baseline is refused, and a name stands for one training only.
+    """
     process, _ = start_controller(stack, job, "train", "after")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
+    with pytest.raises(RegistryError, match="does not beat the baseline"):
+        run_main_job(client, replace(job, beat_baseline=True), Timeline(log_dir=timeline.log_dir / "refused"))
+    run = client.attach(run_id_for(client.settings.deployment_id, job.name))
+    assert run.prove().complete
+    assert find_version(client.mlflow, "code-lm", run.id, 1) is None
+
     result = run_main_job(client, job, timeline)
     needless = {"lease the machines", "send the code", "train"}
     assert [step.name for step in timeline.steps] == [name for name in STEPS if name not in needless]
@@ -104,16 +114,6 @@ def test_a_red_program_never_costs_a_machine(
     assert str(timeline.steps[-1].log) in caught.value.next_step
     with pytest.raises(MlopsError, match="there is no run"):
         client.attach(run_id_for(client.settings.deployment_id, job.name))
-
-
-def test_a_model_that_is_no_better_than_the_baseline_is_not_registered(
-    client: Client, job: MainJob, timeline: Timeline
-):
-    with pytest.raises(MlopsError, match="does not beat the baseline"):
-        run_main_job(client, replace(job, beat_baseline=True), timeline)
-    run = client.attach(run_id_for(client.settings.deployment_id, job.name))
-    assert run.prove().complete
-    assert find_version(client.mlflow, "code-lm", run.id, 1) is None
 
 
 def mlflow_tags(client: Client, run_id: str) -> dict[str, str]:

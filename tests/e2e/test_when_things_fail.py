@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.checkpoint.manifest import manifest_key, parse_manifest
 from mlops_sdk.checkpoint.resume import committed
 from mlops_sdk.client import Client
-from mlops_sdk.errors import HostKeyMismatch, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
+from mlops_sdk.errors import HostKeyMismatch, MlopsError, NoCapacity, NodeFailed, RemoteCommandError, ServiceUnavailable
 from mlops_sdk.local import control
 from mlops_sdk.names import run_id_for
 from mlops_sdk.registry.models import find_version
@@ -123,7 +124,8 @@ def with_new_host_key(run: Run, node: Node) -> None:
         f"for p in /proc/[0-9]*; do {restart}; done; true"
     )
     host = Site.of(run).host(node)
-    run_once(host, ["sh", "-c", script])
+    with contextlib.suppress(RemoteCommandError):  # the daemon may take this session along
+        run_once(host, ["sh", "-c", script])
 
     def refused() -> bool:
         try:

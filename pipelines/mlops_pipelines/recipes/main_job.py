@@ -123,12 +123,14 @@ def run_main_job(
     with timeline.step("measure the baseline") as step:
         baseline = baseline_bits_per_byte(data, args.evaluate_bytes)
         step.show(f"byte 3-gram: {baseline:.3f} bits per byte on {args.evaluate_bytes:,} held-out bytes")
-    request = _request(client, job.spec.capacity)
     with timeline.step("quote") as step:
+        request = _request(client, job.spec.capacity)
         step.show(str(client.quote(request)))
-    run = client.start_run(job.name)
-    run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
-    trained = remembered(run, job.spec)
+    with timeline.step("open the run") as step:
+        run = client.start_run(job.name)
+        run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
+        trained = remembered(run, job.spec)
+        step.show(f"run {run.key}, generation {run.generation}" + (", trained already" if trained else ""))
     with run:
         if trained is None:
             with timeline.step("lease the machines") as step:
@@ -202,7 +204,6 @@ def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
 
 
 def _lease(step: Step, run: Run, request: LeaseRequest) -> Lease:
-    step.say(f"run {run.key}, generation {run.generation}")
     lease = run.lease(request)
     for node in lease.nodes:
         where = f"{node.leaf} port {node.position}" if node.leaf else "no fabric"

@@ -194,9 +194,8 @@ OTHER_BOUNDARIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "boundaries", [BOUNDARIES, pytest.param(OTHER_BOUNDARIES, marks=pytest.mark.slow)], ids=["main", "other"]
-)
+@pytest.mark.slow  # tests/e2e does the same to a whole job, at three boundaries in `make test`
+@pytest.mark.parametrize("boundaries", [BOUNDARIES, OTHER_BOUNDARIES], ids=["main", "other"])
 def test_after_kill_9_nothing_of_the_run_is_held_and_strangers_are_left_alone(
     boundaries: list[tuple[str, str]], client: Client, baremetal: IronicApi, stack: Any
 ):

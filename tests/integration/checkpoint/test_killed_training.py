@@ -97,6 +97,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow  # tests/e2e does the same to a whole job
 def test_a_killed_rank_costs_no_committed_step(stack, job: JobFile, tmp_path: Path):
     objects = ObjectStore.open(stack.settings.s3)
     ranks = start(job, 1, tmp_path, free_port())

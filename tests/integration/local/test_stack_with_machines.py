@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from mlops_sdk.local import control
 from mlops_sdk.local.inventory import RESOURCE_CLASS
 from mlops_sdk.local.isolation import members
@@ -16,6 +18,7 @@ from support import eventually, operator_of
 ONLY = ("nodes", "settings")
 
 
+@pytest.mark.slow
 def test_killing_a_stack_ends_its_machines_and_the_next_start_finds_them_off(state_dir: Path) -> None:
     with StackProcess(state_dir, only=ONLY) as stack:
         stack.wait_ready(timeout_s=180)

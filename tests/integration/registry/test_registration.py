@@ -124,7 +124,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_a_crash_at_any_request_and_a_retry_give_one_run_and_one_version(
     stack, model_dir: Path, name: str, when: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -36,6 +36,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 PROGRAMS = Path(__file__).with_name("programs")
 CONTROLLER = Path(__file__).with_name("controller.py")
 BOTH = pytest.mark.parametrize("launcher", list(Launcher))
+BOTH_IN_TIME = pytest.mark.parametrize(  # what tests/e2e does with torchrun too
+    "launcher", [Launcher.MPIRUN, pytest.param(Launcher.TORCHRUN, marks=pytest.mark.slow)]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +158,7 @@ def test_a_program_that_exits_is_not_tried_again(leased: Leased) -> None:
         run_it(leased, leased.quick(do="exit"))
 
 
-@BOTH
+@BOTH_IN_TIME
 def test_a_killed_rank_leads_to_a_second_attempt_that_succeeds(leased: Leased, launcher: Launcher) -> None:
     for node in leased.nodes:
         leased.shell(node, f"rm -f /scratch/{leased.run.key}/killed")
@@ -180,7 +183,7 @@ def test_a_kill_from_outside_is_survived_too_and_the_last_attempt_says_so(leased
     assert [e.retry for e in ended] == [True, False]
 
 
-@BOTH
+@BOTH_IN_TIME
 def test_a_controller_that_dies_takes_the_job_with_it_and_the_next_one_goes_on(
     leased: Leased, launcher: Launcher
 ) -> None:
@@ -249,7 +252,7 @@ def test_data_that_does_not_fit_is_refused_with_the_machines_name(leased: Leased
 
 def test_a_bundle_that_was_changed_in_the_store_never_runs(leased: Leased) -> None:
     store = leased.run.store
-    other = put_bundle(store, program=PROGRAMS, requirements="# another\n")
+    other = put_bundle(store, program=PROGRAMS, requirements=f"# of {leased.run.key} only\n")
     store.put(other.key, b"something else")
     with pytest.raises(BundleError, match=r"node 'gpu-0\d': .*is not what was sent") as caught:
         run_it(leased, replace(leased.spec(), bundle=other))
