@@ -30,7 +30,12 @@ _BLOCK = 1 << 20
 
 
 def put_bundle(
-    store: ObjectStore, *, program: Path | None = None, requirements: str | None = None, wheel: Path | None = None
+    store: ObjectStore,
+    *,
+    program: Path | None = None,
+    requirements: str | None = None,
+    wheel: Path | None = None,
+    source: Path | None = None,
 ) -> BundleRef:
     """Make the bundle and store it, unless it is there already.
 
@@ -40,15 +45,16 @@ def put_bundle(
         requirements: Text of a lock file; hashes and comments are allowed. By default the source tree's lock of the
             image, or nothing outside of a source tree.
         wheel: Our wheel; by default `MLOPS_WHEEL`, else it is built from the source tree.
+        source: A checkout of this project to build from instead of the one that the library runs from.
 
     Raises:
         BundleError: when another object is stored under this hash.
-        SettingsError: when there is neither a wheel nor a source tree.
+        SettingsError: when there is neither a wheel nor a source tree, or `source` is none.
     """
-    files = {f"wheel/{name}": body for name, body in [our_wheel(wheel)]}
+    files = {f"wheel/{name}": body for name, body in [our_wheel(wheel, source)]}
     if program is not None:
         files |= {f"program/{name}": body for name, body in read_tree(program).items()}
-    files["requirements.txt"] = (locked_requirements() if requirements is None else requirements).encode()
+    files["requirements.txt"] = (locked_requirements(source) if requirements is None else requirements).encode()
     body = pack(files)
     ref = BundleRef(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
     if not store.put_if_absent(ref.key, body):
@@ -111,14 +117,15 @@ def read_tree(root: Path) -> dict[str, bytes]:
     return found
 
 
-def our_wheel(wheel: Path | None = None) -> tuple[str, bytes]:
+def our_wheel(wheel: Path | None = None, source: Path | None = None) -> tuple[str, bytes]:
     """File name and bytes of this library's wheel: the one given, `MLOPS_WHEEL`, or one built from the source tree."""
-    named = wheel or (Path(os.environ["MLOPS_WHEEL"]) if os.environ.get("MLOPS_WHEEL") else None)
+    from_environment = os.environ.get("MLOPS_WHEEL") if source is None else None
+    named = wheel or (Path(from_environment) if from_environment else None)
     if named is not None:
         if not named.is_file():
             raise SettingsError(f"wheel {str(named)!r} does not exist", next_step="correct MLOPS_WHEEL or unset it")
         return named.name, named.read_bytes()
-    root = _source_tree()
+    root = _source_tree(source)
     if root is None:
         raise SettingsError(
             f"no wheel of {DISTRIBUTION} to send to the machines",
@@ -128,18 +135,25 @@ def our_wheel(wheel: Path | None = None) -> tuple[str, bytes]:
     return _build_wheel(root)
 
 
-def locked_requirements() -> str:
-    """What the image is built from, when the library runs from its source tree; else ""."""
-    root = _source_tree()
+def locked_requirements(source: Path | None = None) -> str:
+    """What the image is built from, by the source tree given or the one the library runs from; without one ""."""
+    root = _source_tree(source)
     locks = [root / "requirements" / name for name in ("image.txt", "torch.txt")] if root else []
     return "".join(lock.read_text() for lock in locks if lock.is_file())
 
 
-def _source_tree() -> Path | None:
-    root = Path(mlops_sdk.__file__).resolve().parent.parent
+def _source_tree(source: Path | None) -> Path | None:
+    root = (source or Path(mlops_sdk.__file__).parent.parent).resolve()
     project = root / "pyproject.toml"
-    ours = project.is_file() and tomllib.loads(project.read_text()).get("project", {}).get("name") == DISTRIBUTION
-    return root if ours else None
+    if project.is_file() and tomllib.loads(project.read_text()).get("project", {}).get("name") == DISTRIBUTION:
+        return root
+    if source is None:
+        return None
+    raise SettingsError(
+        f"{str(source)!r} is not a checkout of {DISTRIBUTION}",
+        seen=f"{project} is missing or names another project",
+        next_step="run from the top folder of a checkout",
+    )
 
 
 def _build_wheel(root: Path) -> tuple[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from mlops_sdk.local.isolation import depth, members
 from support import eventually
 from support_jobs import on_nodes
 
+REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "steps": 12,
     "batch": 4,
@@ -36,8 +38,19 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A commit whose tests pass within a second: those of the real program run in `tests/unit/code_lm`."""
+    """This source tree as a repository of its own, whose program tests pass within a second (the real ones run in
+    `tests/unit/code_lm`)."""
     root = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in listed.split("\0"):
+        if (REPOSITORY / name).is_file() and not name.startswith("tests/"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, root / name)
     tests = root / "tests" / "unit" / "code_lm"
     tests.mkdir(parents=True)
     (tests / "test_program.py").write_text("def test_program():\n    assert True\n")

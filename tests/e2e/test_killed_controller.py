@@ -33,11 +33,11 @@ BEFORE_A_LEASE = [
     ("quote", "after"),
     ("open the run", "before"),
     ("open the run", "after"),
+    ("send the code", "before"),
+    ("send the code", "after"),
     ("lease the machines", "before"),
 ]
 HOLDING = [
-    ("send the code", "before"),
-    ("send the code", "after"),
     ("train", "before"),
     ("train", "after"),
     ("fetch and try the model", "before"),

@@ -54,7 +54,7 @@ class MainJob:
     Attributes:
         name: The job is found again by it.
         spec: Machines, program and name of the model.
-        checkout: The repository: what is tested, sent to the machines and named in the lineage.
+        checkout: The source tree: what is tested, sent to the machines and named in the lineage.
         workdir: For prepared data and the fetched model; what is there already is used again.
         vocabulary: Of the tokenizer.
         beat_baseline: Refuse to register a model that does not beat the 3-gram baseline.
@@ -133,11 +133,11 @@ def run_main_job(
         step.show(f"run {run.key}, generation {run.generation}" + (", trained already" if trained else ""))
     with run:
         if trained is None:
+            with timeline.step("send the code") as step:
+                bundle = put_bundle(run.store, source=job.checkout)
+                step.show(f"commit {_commit(git)}; bundle {bundle.sha256[:12]}, {bundle.size:,} bytes")
             with timeline.step("lease the machines") as step:
                 lease = _lease(step, run, request)
-            with timeline.step("send the code") as step:
-                bundle = put_bundle(run.store)
-                step.show(f"commit {_commit(git)}; bundle {bundle.sha256[:12]}, {bundle.size:,} bytes")
             with timeline.step("train") as step:
                 site = Site.of(run, tracking_run_id=_tracking_run(client, run, job))
                 running = RunningJob(site=site, nodes=lease.nodes, step=step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -180,3 +181,24 @@ def test_the_wheel_built_from_the_sources_holds_library_and_programs(monkeypatch
     names = zipfile.ZipFile(io.BytesIO(body)).namelist()
     assert "mlops_sdk/training/worker.py" in names
     assert "mlops_pipelines/programs/__init__.py" in names
+
+
+def test_another_folder_than_a_checkout_of_ours_is_refused(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is not a checkout of openinfra-mlops") as caught:
+        put_bundle(store, source=tmp_path)
+    assert str(tmp_path / "pyproject.toml") in caught.value.seen
+    assert list(store.list("bundles/")) == []
+
+
+def test_a_checkout_that_is_named_is_what_is_sent(store: ObjectStore, tmp_path: Path) -> None:
+    here = Path(__file__).parents[3]
+    for name in ("pyproject.toml", "README.md", "mlops_sdk", "hooks", "operators", "pipelines"):
+        copy = shutil.copytree if (here / name).is_dir() else shutil.copy2
+        copy(here / name, tmp_path / name)
+    (tmp_path / "mlops_sdk" / "only_here.py").write_text("")
+    bundle = put_bundle(store, source=tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(store.get(bundle.key) or b"")) as archive:
+        wheel = next(name for name in archive.getnames() if name.startswith("wheel/"))
+        packed = archive.extractfile(wheel)
+        assert packed is not None
+        assert "mlops_sdk/only_here.py" in zipfile.ZipFile(io.BytesIO(packed.read())).namelist()
