@@ -24,7 +24,7 @@ from mlops_sdk.local.addresses import choose_or_load
 from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
-from support import eventually, operator_of
+from support import eventually, operator_of, take_back_everything
 
 REPOSITORY = Path(__file__).parent.parent
 _START_TIMEOUT_S = 240.0
@@ -63,13 +63,15 @@ def stack() -> Iterator[StackHandle]:
     process = StackProcess(layout.state_dir, faults=True)
     try:
         process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
+        admin = json.loads(layout.admin_json.read_text())
+        take_back_everything(operator_of(admin), owner=admin["projects"]["ml-research"])
         yield StackHandle(
             layout=layout,
             pid=process.pid,
             bridge_address=choose_or_load(layout).gateway,
             settings=Settings.load(layout.client_toml),
             reaper_settings=Settings.load(layout.reaper_toml),
-            admin=json.loads(layout.admin_json.read_text()),
+            admin=admin,
         )
         inside = members(process.pid)
     finally:

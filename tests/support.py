@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import openstack
+from openstack.exceptions import BadRequestException, ConflictException
 
 
 def eventually(holds: Callable[[], bool], *, within_s: float, what: str = "it") -> float:
@@ -32,3 +33,30 @@ def operator_of(admin: Mapping[str, Any]) -> openstack.connection.Connection:
         load_yaml_config=False,
         load_envvars=False,
     )
+
+
+def take_back_everything(operator: openstack.connection.Connection, *, owner: str) -> None:
+    """Whatever a killed test session left on its own stack: every machine is torn down and belongs to `owner` again."""
+    api = operator.baremetal
+
+    def taken_back() -> bool:
+        clean = True
+        for node in api.nodes(details=True):
+            try:
+                if node.provision_state not in {"available", "deleting", "cleaning", "manageable"}:
+                    api.set_node_provision_state(node, "deleted")
+                elif node.allocation_id:
+                    api.delete_allocation(node.allocation_id, ignore_missing=True)
+                elif node.provision_state == "available" and not node.reservation:
+                    if node.owner != owner or "fault" in node.extra:
+                        extra = {key: value for key, value in node.extra.items() if key != "fault"}
+                        api.update_node(node, owner=owner, extra=extra)
+                    continue
+            except (BadRequestException, ConflictException):  # it is on its way: look again
+                pass
+            clean = False
+        return clean
+
+    eventually(taken_back, within_s=120, what="the machines of an earlier test session are back")
+    for allocation in api.allocations():
+        api.delete_allocation(allocation, ignore_missing=True)
