@@ -1,4 +1,7 @@
-"""What a person or a CI system asks for, as data: validated at the border, no Airflow, no I/O."""
+"""What a person or a CI system asks for, as data: validated at the border, no Airflow, no I/O.
+
+The descriptions are what people read beside each field of the DAG's form (see `forms.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 ResourceClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")]
 Trait = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,255}$")]
+Corpus = Literal["python", "cpp"]
 
 
 class _Spec(BaseModel):
@@ -15,44 +19,90 @@ class _Spec(BaseModel):
 
 
 class CapacitySpec(_Spec):
-    """The machines a training needs.
+    """The machines a training needs."""
 
-    Attributes:
-        nodes: How many machines; all or none are leased.
-        resource_class: Ironic resource class of each.
-        traits: Ironic traits that each must carry.
-        hours: Hard limit of the lease; the machines are returned then, whatever happens.
-        wait_s: How long to wait for free capacity before giving up.
-    """
-
-    nodes: int = Field(default=2, ge=1, le=4096)
-    resource_class: ResourceClass = "gpu.h200.8x"
-    traits: tuple[Trait, ...] = ()
-    hours: float = Field(default=1.0, gt=0, le=24 * 90)
-    wait_s: float = Field(default=60.0, ge=0)
+    nodes: int = Field(default=2, ge=1, le=4096, description="How many machines; all or none are leased.")
+    resource_class: ResourceClass = Field(default="gpu.h200.8x", description="Ironic resource class of each machine.")
+    traits: tuple[Trait, ...] = Field(default=(), description="Ironic traits that each machine must carry.")
+    hours: float = Field(
+        default=1.0,
+        gt=0,
+        le=24 * 90,
+        description="Hard limit of the lease; the machines are returned then, whatever happens.",
+    )
+    wait_s: float = Field(default=60.0, ge=0, description="How long to wait for free capacity before giving up.")
 
 
 class ProgramSpec(_Spec):
-    """What runs on the machines.
+    """What runs on the machines."""
 
-    Attributes:
-        module: Python module run on every rank by the worker.
-        arguments: JSON arguments, read by the program from its context.
-        launcher: `torchrun` or `mpirun`.
-        processes_per_node: Ranks on each machine.
-        max_attempts: Starts in all; only causes that trying again can cure (a killed worker, a lost node) use them up.
-    """
-
-    module: str = Field(pattern=r"^[A-Za-z_][\w.]*$")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
-    launcher: Literal["torchrun", "mpirun"] = "torchrun"
-    processes_per_node: int = Field(default=1, ge=1, le=64)
-    max_attempts: int = Field(default=3, ge=1, le=100)
+    module: str = Field(pattern=r"^[A-Za-z_][\w.]*$", description="Python module that every rank runs.")
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="JSON arguments, read by the program from its context."
+    )
+    launcher: Literal["torchrun", "mpirun"] = Field(default="torchrun", description="What starts the ranks.")
+    processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks on each machine.")
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Starts in all; only causes that trying again can cure (a killed worker, a lost node) use them up.",
+    )
 
 
 class TrainSpec(_Spec):
     """One training from data to registered model."""
 
-    model_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    model_name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Name of the registered model in MLflow."
+    )
     capacity: CapacitySpec = CapacitySpec()
     program: ProgramSpec
+
+
+class SourceSpec(_Spec):
+    """The code that is trained."""
+
+    repository: str = Field(default="", description="Clone URL; empty: the one that the serving model came from.")
+    commit: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{40})?$",
+        description="Exactly this commit; empty: the one that the serving model came from.",
+    )
+
+
+class DataSpec(_Spec):
+    """What it is trained on."""
+
+    corpora: tuple[Corpus, ...] = Field(
+        default=("python",),
+        min_length=1,
+        description="Kinds of text. A run that drift has started adds those that users began to send.",
+    )
+    vocabulary: int = Field(default=4096, ge=300, le=60000, description="Entries of the tokenizer.")
+
+
+class GateSpec(_Spec):
+    """What a candidate must reach before it may serve."""
+
+    worse_by: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="On a corpus that the serving model knows, bits per byte may be worse by this share.",
+    )
+
+
+class RetrainSpec(_Spec):
+    """One turn of the loop: from a commit to a model that serves."""
+
+    model_name: str = Field(
+        default="code-lm",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Name of the registered model in MLflow.",
+    )
+    source: SourceSpec = SourceSpec()
+    data: DataSpec = DataSpec()
+    capacity: CapacitySpec = CapacitySpec()
+    program: ProgramSpec = ProgramSpec(module="mlops_pipelines.programs.code_lm.train")
+    gate: GateSpec = GateSpec()

@@ -1,0 +1,48 @@
+"""A spec as the form of a DAG: every field is there with its limits, and what is filled in comes back as the spec."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+
+from mlops_pipelines.forms import form_of, parse_form
+from mlops_pipelines.specs import RetrainSpec
+from mlops_sdk.errors import SettingsError
+
+
+def test_the_untouched_form_means_the_default_spec():
+    values = {name: field.default for name, field in form_of(RetrainSpec).items()}
+    assert parse_form(RetrainSpec, values) == RetrainSpec()
+
+
+def test_every_field_explains_itself_and_its_default_is_valid():
+    for name, field in form_of(RetrainSpec).items():
+        assert field.schema["description"].endswith("."), name
+        jsonschema.validate(field.default, field.schema)
+
+
+def test_what_is_filled_in_arrives_in_the_spec():
+    spec = parse_form(RetrainSpec, {"capacity_nodes": 1, "data_corpora": ["python", "cpp"], "model_name": "other"})
+    assert (spec.capacity.nodes, spec.data.corpora, spec.model_name) == (1, ("python", "cpp"), "other")
+    assert spec.program == RetrainSpec().program
+
+
+def test_nested_fields_are_grouped_in_sections():
+    form = form_of(RetrainSpec)
+    assert form["capacity_nodes"].schema["section"] == "capacity"
+    assert "section" not in form["model_name"].schema
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"capacity_nodes": 0}, "capacity_nodes"),
+        ({"source_commit": "main"}, "source_commit"),
+        ({"data_corpora": ["latin"]}, "data_corpora"),
+        ({"nodes": 2}, "nodes"),
+        ({"capacity_node": 2}, "capacity_node"),
+    ],
+)
+def test_a_wrong_or_unknown_field_is_named(values: dict[str, object], named: str):
+    with pytest.raises(SettingsError, match=named):
+        parse_form(RetrainSpec, values)
