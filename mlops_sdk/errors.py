@@ -16,7 +16,19 @@
     │   ├── CheckpointCorrupt      a shard or manifest does not match its recorded hash
     │   └── CheckpointConflict     somebody else committed this step
     ├── BundleError                code delivered to a node is not what was sent
+    ├── DataError                  data could not be pinned as a revision
+    │   └── DataRejected           data does not meet an expectation; names it, its column, how many, examples
     ├── RegistryError              a model could not be registered
+    │   └── GateRefused            the candidate is not good enough to take the champion's place
+    ├── DriftError
+    │   ├── ProfileDamaged         a profile or reference of prompts cannot be read
+    │   └── ProfileMismatch        profiles that were not counted over the same bins
+    ├── WebhookError               a delivery was refused
+    │   ├── BadSignature           it is not signed with a secret that is valid here
+    │   ├── Malformed              it is not what GitHub sends
+    │   └── TooLarge               its body is larger than allowed
+    ├── SourceError                the code that was asked for cannot be checked out
+    ├── RedCommit                  the tests of the code failed
     └── StackError                 the embedded stack: port taken, service not ready, another stack holds the directory
 
 Each carries what failed, what was seen (in the remote system's own words) and what to do next.
@@ -122,8 +134,56 @@ class BundleError(MlopsError):
     """Code delivered to a node is not what was sent."""
 
 
+class DataError(MlopsError):
+    """Data could not be pinned as a revision."""
+
+
+class DataRejected(DataError):
+    """Data does not meet its expectations: the same data never will."""
+
+
 class RegistryError(MlopsError):
     """A model could not be registered."""
+
+
+class GateRefused(RegistryError):
+    """The candidate is not good enough to take the champion's place: the same candidate never will be."""
+
+
+class DriftError(MlopsError):
+    """Served prompts could not be compared with what a model was made for."""
+
+
+class ProfileDamaged(DriftError):
+    """A profile or reference of prompts cannot be read."""
+
+
+class ProfileMismatch(DriftError):
+    """Profiles that do not belong together: other bins, another reference, another model."""
+
+
+class WebhookError(MlopsError):
+    """A webhook delivery was refused."""
+
+
+class BadSignature(WebhookError):
+    """It is not signed with a secret that is valid here."""
+
+
+class Malformed(WebhookError):
+    """It is not what GitHub sends."""
+
+
+class TooLarge(WebhookError):
+    """Its body is larger than allowed."""
+
+
+class SourceError(MlopsError):
+    """The code that was asked for cannot be checked out."""
+
+
+class RedCommit(MlopsError):
+    """The tests of the code failed."""
 
 
 class StackError(MlopsError):
