@@ -139,6 +139,7 @@ def with_new_host_key(run: Run, node: Node) -> None:
     eventually(refused, within_s=20, what="the machine shows its new host key")
 
 
+@pytest.mark.slow  # the same failure is in make test below the job: tests/integration
 def test_s3_down_in_the_middle_of_a_training(client: Client, one_machine_job: MainJob, timeline: Timeline, stack: Any):
     """Saves fail, the attempt ends; once S3 is back the job goes on from the last commit by itself."""
     outage = Outage(stack, "ceph-rgw", seconds=20)  # longer than the attempts need to find out
@@ -176,6 +177,7 @@ class Outage:
         self._timer.join()
 
 
+@pytest.mark.slow  # the same failure is in make test below the job: tests/integration
 def test_mlflow_down_at_registration(client: Client, one_machine_job: MainJob, tmp_path: Path, stack: Any):
     """The machines go back at once; the model is registered later, without training again."""
     job = one_machine_job
@@ -198,6 +200,7 @@ def test_mlflow_down_at_registration(client: Client, one_machine_job: MainJob, t
     assert find_version(client.mlflow, "code-lm", run.id, 1) == result.model
 
 
+@pytest.mark.slow  # the same failure is in make test below the job: tests/integration
 def test_a_corrupt_checkpoint_is_passed_over(client: Client, one_machine_job: MainJob, timeline: Timeline):
     """The newest commit has a damaged shard: the job resumes from the one before it."""
     killer = WorkerKiller(rank=0)
