@@ -1,4 +1,4 @@
-"""People who use the model: threads that stream completions with the unmodified `openai` client and count what they see."""
+"""People who use the model: threads that stream completions with the unmodified openai client, and count failures."""
 
 from __future__ import annotations
 
