@@ -1,0 +1,154 @@
+"""The connection types: which extras each has, and how Airflow's form shows them. Pure data.
+
+Hooks take their allow-list from here and the provider description its forms: a field that a person sees is a field that
+a hook reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """One field in a connection's extra."""
+
+    label: str
+    description: str = ""
+    kind: Literal["string", "object"] = "string"
+    secret: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As `conn-fields` of the provider description has it."""
+        schema: dict[str, Any] = {"type": [self.kind, "null"]}
+        if self.secret:
+            schema["format"] = "password"
+        field: dict[str, Any] = {"label": self.label, "schema": schema}
+        return field | ({"description": self.description} if self.description else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """One connection type."""
+
+    conn_type: str
+    name: str
+    hook_class: str
+    extras: Mapping[str, Extra]
+    relabeling: Mapping[str, str]
+    hidden: tuple[str, ...]
+    placeholders: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `connection-types` of the provider description has it."""
+        return {
+            "connection-type": self.conn_type,
+            "hook-name": self.name,
+            "hook-class-name": self.hook_class,
+            "conn-fields": {name: extra.to_json() for name, extra in self.extras.items()},
+            "ui-field-behaviour": {
+                "hidden-fields": list(self.hidden),
+                "relabeling": dict(self.relabeling),
+                "placeholders": dict(self.placeholders),
+            },
+        }
+
+
+OPENSTACK = Form(
+    conn_type="mlops_openstack",
+    name="OpenStack for MLOps (Keystone, Ironic)",
+    hook_class="mlops_hooks.openstack.OpenStackHook",
+    extras={
+        "region": Extra(label="Region"),
+        "project_name": Extra(label="Project"),
+        "user_domain_name": Extra(label="Domain of the user"),
+        "project_domain_name": Extra(label="Domain of the project"),
+        "application_credential_id": Extra(
+            label="Application credential", description="Its id; instead of user name and password"
+        ),
+        "application_credential_secret": Extra(label="Secret of the application credential", secret=True),
+        "deployment_id": Extra(
+            label="Deployment", description="A UUID chosen once; the ids of all runs follow from it"
+        ),
+        "broker_secret": Extra(
+            label="Broker's key",
+            description="At least 32 characters; credentials and keys of all runs follow from it",
+            secret=True,
+        ),
+        "owner": Extra(label="Owner", description="Noted on what is leased"),
+        "currency": Extra(label="Currency"),
+        "node_seconds_price": Extra(
+            label="Prices", description='Price of one second by resource class: {"gpu.h200.8x": 0.01}', kind="object"
+        ),
+        "lease": Extra(
+            label="Lease settings",
+            description='Times in seconds, for example {"renew_for_s": 120, "deploy_timeout_s": 1800}',
+            kind="object",
+        ),
+    },
+    hidden=("port", "schema"),
+    relabeling={"host": "Auth URL", "login": "User name"},
+    placeholders={"host": "https://keystone.example.org/v3"},
+)
+
+S3 = Form(
+    conn_type="mlops_s3",
+    name="S3 for MLOps (Ceph RGW)",
+    hook_class="mlops_hooks.s3.S3Hook",
+    extras={
+        "node_endpoint": Extra(label="Endpoint for machines", description="If leased machines reach it elsewhere"),
+        "region": Extra(label="Region"),
+        "bucket": Extra(label="Bucket"),
+        "ca_bundle": Extra(label="CA bundle", description="Path of a file with certificates"),
+    },
+    hidden=("port", "schema"),
+    relabeling={"host": "Endpoint URL", "login": "Access key id", "password": "Secret key"},
+    placeholders={"host": "https://s3.example.org"},
+)
+
+MLFLOW = Form(
+    conn_type="mlops_mlflow",
+    name="MLflow tracking and registry",
+    hook_class="mlops_hooks.mlflow.MlflowHook",
+    extras={
+        "node_tracking_uri": Extra(label="URL for machines", description="If leased machines reach it elsewhere"),
+    },
+    hidden=("port", "schema"),
+    relabeling={"host": "Tracking URL", "login": "User name"},
+    placeholders={"host": "https://mlflow.example.org"},
+)
+
+SSH = Form(
+    conn_type="mlops_ssh",
+    name="SSH host with a pinned key",
+    hook_class="mlops_hooks.ssh.SshHook",
+    extras={
+        "private_key": Extra(label="Private key", description="OpenSSH PEM", secret=True),
+        "host_public_key": Extra(
+            label="The host's public key", description="One line: ssh-ed25519 AAAA...; no other key is accepted"
+        ),
+    },
+    hidden=("password", "schema"),
+    relabeling={"host": "Address", "login": "Account"},
+    placeholders={"port": "22"},
+)
+
+VLLM = Form(
+    conn_type="mlops_vllm",
+    name="vLLM behind a proxy",
+    hook_class="mlops_hooks.vllm.VllmHook",
+    extras={
+        "ssh_conn_id": Extra(label="SSH connection", description="Id of the connection to the serving host"),
+        "root": Extra(label="Folder on the host"),
+        "python": Extra(label="Python on the host", description="Interpreter of the environment that has vLLM"),
+        "haproxy_socket": Extra(label="Socket of haproxy", description="Path on the host"),
+        "ports": Extra(label="Ports", description='Of the two slots: {"blue": 8001, "green": 8002}', kind="object"),
+    },
+    hidden=("login", "password", "port", "schema"),
+    relabeling={"host": "Public base URL"},
+    placeholders={"host": "http://10.0.0.5:8000"},
+)
+
+FORMS = (OPENSTACK, S3, MLFLOW, SSH, VLLM)

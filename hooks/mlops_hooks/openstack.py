@@ -1,0 +1,64 @@
+"""`mlops_openstack`: the login to Keystone, and what a deployment is called and charges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
+from mlops_hooks.forms import OPENSTACK
+from mlops_sdk.cloud import Cloud
+from mlops_sdk.config import KeystoneSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStackConfig:
+    """The login, and the deployment's own settings as `mlops_sdk.config.Settings` takes them (not yet checked)."""
+
+    keystone: KeystoneSettings
+    broker_key: SecretStr
+    deployment: Mapping[str, Any]
+
+
+class OpenStackHook(ConnectionHook[OpenStackConfig]):
+    """OpenStack through Keystone."""
+
+    form = OPENSTACK
+    conn_type = OPENSTACK.conn_type
+    hook_name = OPENSTACK.name
+    default_conn_name = "mlops_openstack"
+
+    @classmethod
+    def parse(cls, fields: Fields) -> OpenStackConfig:
+        """See `ConnectionHook.parse`."""
+        login = fields.given(
+            "region", "project_name", "user_domain_name", "project_domain_name", "application_credential_id"
+        )
+        try:
+            keystone = KeystoneSettings(
+                auth_url=fields.required("host"),
+                username=fields.login,
+                password=fields.password,
+                application_credential_secret=fields.secret("application_credential_secret"),
+                **login,
+            )
+        except ValidationError as error:
+            raise validation_failed(fields.conn_id, error) from None
+        return OpenStackConfig(
+            keystone=keystone,
+            broker_key=fields.secret("broker_secret"),
+            deployment=fields.given("deployment_id", "owner", "currency", "node_seconds_price", "lease"),
+        )
+
+    def get_conn(self) -> Cloud:
+        """A login to the cloud; logs in at its first call."""
+        return Cloud(self.settings().keystone)
+
+    def ask(self) -> str:
+        """A token from Keystone."""
+        keystone = self.settings().keystone
+        user_id = Cloud(keystone, attempts=1).user_id()
+        return f"Keystone at {keystone.auth_url} gave a token for {keystone.username or user_id!r}"

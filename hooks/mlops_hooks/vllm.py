@@ -1,0 +1,82 @@
+"""`mlops_vllm`: where a model is served, and what deploys it there."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
+from mlops_hooks.forms import VLLM
+from mlops_sdk.errors import ServiceUnavailable
+
+_TIMEOUT_S = 10.0
+_NOTHING_BEHIND = 503
+
+
+class VllmConfig(BaseModel):
+    """The proxy that users talk to, and the host behind it.
+
+    Attributes:
+        base_url: Of the proxy, as users reach it.
+        ssh_conn_id: Connection to the host.
+        root: Folder on the host.
+        python: Interpreter with vLLM there.
+        haproxy_socket: Path of haproxy's socket on the host.
+        ports: Of the slots, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str
+    ssh_conn_id: str
+    root: str
+    python: str
+    haproxy_socket: str
+    ports: Mapping[str, int]
+
+
+class VllmHook(ConnectionHook[VllmConfig]):
+    """vLLM behind haproxy on an SSH host."""
+
+    form = VLLM
+    conn_type = VLLM.conn_type
+    hook_name = VLLM.name
+    default_conn_name = "mlops_vllm"
+
+    @classmethod
+    def parse(cls, fields: Fields) -> VllmConfig:
+        """See `ConnectionHook.parse`."""
+        given = fields.given("ssh_conn_id", "root", "python", "haproxy_socket", "ports")
+        try:
+            return VllmConfig.model_validate({"base_url": fields.required("host").rstrip("/"), **given})
+        except ValidationError as error:
+            raise validation_failed(fields.conn_id, error) from None
+
+    def get_conn(self) -> VllmConfig:
+        """What a roll-out needs to know of the target."""
+        return self.settings()
+
+    def ask(self) -> str:
+        """Which models are served."""
+        url = f"{self.settings().base_url}/v1/models"
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as reply:  # noqa: S310 - the connection's own URL
+                body: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            if error.code == _NOTHING_BEHIND:
+                return f"the proxy at {url} answers; no model is served behind it yet"
+            raise ServiceUnavailable(f"{url!r} answered with an error", seen=f"{error.code} {error.reason}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServiceUnavailable(
+                f"the proxy at {url!r} gave no usable answer",
+                seen=str(error),
+                next_step="check the base URL, and haproxy on the serving host",
+            ) from error
+        names = ", ".join(str(model.get("id")) for model in body.get("data", []))
+        return f"the proxy at {url} answers and serves {names or 'nothing'}"

@@ -1,0 +1,57 @@
+"""From the library's errors to Airflow's failures: what is said, and whether the task is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from mlops_sdk import errors
+from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, RemoteCommandError
+
+_CURABLE = (NoCapacity, NodeFailed, LeaseLost)
+
+
+def worth_retrying(error: MlopsError) -> bool:
+    """Whether a later try of the same task can succeed where this one failed. Pure.
+
+    A service that was away comes back, machines become free, another generation of a lease gets other machines. A wrong
+    setting, a refused secret or a program that raises stay what they are.
+    """
+    return error.retriable or isinstance(error, _CURABLE) or type(error) is RemoteCommandError
+
+
+@contextmanager
+def airflow_failures(*, hopeless: tuple[type[MlopsError], ...] = ()) -> Generator[None]:
+    """Within: an error of the library that trying again cannot cure fails the task at once, without its retries.
+
+    The text of the task's failure is the library's: what failed, what was seen, what to do next.
+
+    Args:
+        hopeless: Kinds of errors that this task cannot cure though others can.
+
+    Raises:
+        AirflowFailException: trying again cannot help.
+        MlopsError: it can; Airflow retries as the task says.
+    """
+    try:
+        yield
+    except MlopsError as error:
+        if worth_retrying(error) and not isinstance(error, hopeless):
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def error_to_json(error: MlopsError) -> dict[str, str]:
+    """An error as it crosses from a trigger to its task."""
+    return {"kind": type(error).__name__, "what": error.what, "seen": error.seen, "next_step": error.next_step}
+
+
+def error_from_json(data: Mapping[str, Any]) -> MlopsError:
+    """The error that a trigger told of; of a kind that this version does not know, the base of all."""
+    kind = getattr(errors, str(data.get("kind", "")), MlopsError)
+    if not (isinstance(kind, type) and issubclass(kind, MlopsError)):
+        kind = MlopsError
+    return kind(str(data.get("what", "")), seen=str(data.get("seen", "")), next_step=str(data.get("next_step", "")))

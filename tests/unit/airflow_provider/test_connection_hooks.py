@@ -1,0 +1,166 @@
+"""Connections become checked, typed settings; secrets stay secret; what is unknown is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from airflow.sdk import Connection
+
+from mlops_hooks.connection import read_fields
+from mlops_hooks.deployment import DeploymentHook
+from mlops_hooks.forms import FORMS, OPENSTACK, S3
+from mlops_hooks.s3 import S3Hook
+from mlops_hooks.ssh import SshHook
+from mlops_hooks.vllm import VllmHook
+from mlops_sdk.errors import SettingsError
+
+KEY = "a broker key that is long enough for us"
+CONNECTIONS = {
+    "mlops_openstack": {
+        "conn_type": "mlops_openstack",
+        "host": "http://127.0.0.1:5000/v3",
+        "login": "mlops",
+        "password": "keystone/secret@:?",
+        "extra": {
+            "project_name": "ml-research",
+            "deployment_id": "6f1c3d1e-0000-4000-8000-000000000001",
+            "broker_secret": KEY,
+            "region": None,
+            "owner": "",
+            "node_seconds_price": {"gpu.h200.8x": 0.01},
+            "lease": {"renew_for_s": 20, "poll_s": 0.5},
+        },
+    },
+    "mlops_s3": {
+        "conn_type": "mlops_s3",
+        "host": "http://127.0.0.1:7480",
+        "login": "access",
+        "password": "s3-secret",
+        "extra": {"node_endpoint": "http://10.0.0.1:7480", "bucket": "models"},
+    },
+    "mlops_mlflow": {
+        "conn_type": "mlops_mlflow",
+        "host": "http://127.0.0.1:5001",
+        "login": "mlops",
+        "password": "mlflow-secret",
+    },
+    "mlops_serve_1": {
+        "conn_type": "mlops_ssh",
+        "host": "10.0.0.9",
+        "port": 2222,
+        "login": "serve",
+        "extra": {"private_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret", "host_public_key": "ssh-ed25519 AAAA"},
+    },
+    "mlops_vllm": {
+        "conn_type": "mlops_vllm",
+        "host": "http://10.0.0.9:8000/",
+        "extra": {
+            "ssh_conn_id": "mlops_serve_1",
+            "root": "/srv/models",
+            "python": "/opt/vllm/bin/python",
+            "haproxy_socket": "/run/haproxy.sock",
+            "ports": {"blue": 8001, "green": 8002},
+        },
+    },
+}
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Airflow's own way to give connections without a database."""
+
+    def put(**changes):
+        for conn_id, connection in {**CONNECTIONS, **changes}.items():
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+
+    put()
+    return put
+
+
+def changed(conn_id: str, **extra) -> dict:
+    connection = CONNECTIONS[conn_id]
+    return {conn_id: {**connection, "extra": {**connection.get("extra", {}), **extra}}}
+
+
+def test_three_connections_are_a_deployment(connections):
+    settings = DeploymentHook().settings()
+    assert settings.keystone.auth_url == "http://127.0.0.1:5000/v3"
+    assert settings.keystone.password.get_secret_value() == "keystone/secret@:?"
+    assert settings.keystone.region == "RegionOne"  # empty in the form: the default
+    assert settings.owner == "unknown"
+    assert settings.broker_key.get_secret_value() == KEY
+    assert (settings.lease.renew_for_s, settings.lease.poll_s) == (20, 0.5)
+    assert settings.node_seconds_price == {"gpu.h200.8x": 0.01}
+    assert (settings.s3.bucket, settings.s3.node_endpoint) == ("models", "http://10.0.0.1:7480")
+    assert settings.mlflow.username == "mlops"
+
+
+def test_a_trigger_reads_the_same_without_blocking(connections):
+    assert asyncio.run(DeploymentHook().asettings()) == DeploymentHook().settings()
+
+
+def test_the_environment_of_a_worker_does_not_override_a_connection(connections, monkeypatch):
+    monkeypatch.setenv("MLOPS_S3__BUCKET", "another")
+    monkeypatch.setenv("MLOPS_OWNER", "somebody")
+    settings = DeploymentHook().settings()
+    assert settings.s3.bucket == "models"
+    assert settings.owner == "unknown"
+
+
+def test_no_secret_in_a_repr(connections):
+    settings = DeploymentHook().settings()
+    fields = [
+        read_fields(Connection(**{**CONNECTIONS[i], "conn_id": i, "extra": json.dumps(CONNECTIONS[i].get("extra"))}), f)
+        for i, f in (("mlops_openstack", OPENSTACK), ("mlops_s3", S3))
+    ]
+    shown = f"{settings!r} {fields!r} {SshHook('mlops_serve_1').settings()!r} {DeploymentHook()!r}"
+    for secret in ("keystone/secret", KEY, "s3-secret", "mlflow-secret", "PRIVATE KEY"):
+        assert secret not in shown
+
+
+def test_an_unknown_extra_is_refused_with_the_known_ones(connections):
+    connections(**changed("mlops_s3", buckett="models"))
+    with pytest.raises(SettingsError, match="mlops_s3") as caught:
+        S3Hook().settings()
+    assert caught.value.seen == "buckett"
+    assert "bucket" in caught.value.next_step
+    assert "ca_bundle" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (changed("mlops_openstack", deployment_id="not a uuid"), "deployment_id"),
+        (changed("mlops_openstack", broker_secret="too short"), "broker_key"),
+        (changed("mlops_openstack", lease={"renew_for": 3}), "lease.renew_for"),
+        ({"mlops_s3": {**CONNECTIONS["mlops_s3"], "host": ""}}, "host"),
+        ({"mlops_s3": {**CONNECTIONS["mlops_s3"], "conn_type": "aws"}}, "'aws'"),
+        ({"mlops_s3": {**CONNECTIONS["mlops_s3"], "extra": "[1]"}}, "not a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_named_and_no_value_is_shown(connections, change, named):
+    connections(**change)
+    with pytest.raises(SettingsError) as caught:
+        DeploymentHook().settings()
+    assert named in str(caught.value)
+    assert next(iter(change)) in str(caught.value)
+    assert "too short" not in str(caught.value)
+
+
+def test_ssh_and_vllm_targets(connections):
+    host = SshHook("mlops_serve_1").settings()
+    assert (host.name, host.address, host.port, host.username) == ("mlops_serve_1", "10.0.0.9", 2222, "serve")
+    target = VllmHook().settings()
+    assert target.base_url == "http://10.0.0.9:8000"
+    assert target.ports == {"blue": 8001, "green": 8002}
+
+
+@pytest.mark.parametrize("conn_id", list(CONNECTIONS))
+def test_a_connection_survives_the_cache_of_airflow(conn_id):
+    """Airflow keeps connections as URIs in its cache: objects in extras come back as they were."""
+    raw = CONNECTIONS[conn_id]
+    form = next(form for form in FORMS if form.conn_type == raw["conn_type"])
+    one = Connection(**{**raw, "conn_id": conn_id, "extra": json.dumps(raw.get("extra", {}))})
+    assert read_fields(Connection.from_uri(one.get_uri(), conn_id=conn_id), form) == read_fields(one, form)
