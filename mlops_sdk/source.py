@@ -13,23 +13,32 @@ import sys
 import tempfile
 import tomllib
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from mlops_sdk.errors import RedCommit, SourceError
+from mlops_sdk.errors import RedCommit, ServiceUnavailable, SourceError
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HTTPS: Final = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/[^\s@]+")
-_SSH: Final = re.compile(r"ssh://([A-Za-z0-9_.-]+@)?[A-Za-z0-9.][A-Za-z0-9.-]*(:[0-9]+)?/[^\s]+")
+_SSH: Final = re.compile(r"ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9.][A-Za-z0-9.-]*(:[0-9]+)?/[^\s]+")
 _SCP: Final = re.compile(r"git@[A-Za-z0-9.][A-Za-z0-9.-]*:[^\s-][^\s]*")
 _FILE: Final = re.compile(r"(file://)?/[^\s]*")
 _GIT_TIMEOUT_S: Final = 600.0
 _LAST_LINES: Final = 12
+_LAST_CHARACTERS: Final = 500
 # What a test needs of its surroundings. Everything else, and so every secret of the deployment, stays outside.
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SSL_CERT_FILE")
+
+# pytest, in a process that ends with the one that started it (PR_SET_PDEATHSIG), however that ends.
+_TESTS: Final = """\
+import ctypes, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +88,8 @@ def checkout(source: SourceRef, cache: Path) -> Path:
         cache: One bare clone per repository and one folder per commit are kept here.
 
     Raises:
-        SourceError: the repository cannot be read, or has no such commit.
+        ServiceUnavailable: the repository cannot be read.
+        SourceError: it has no such commit.
     """
     repository = cache.resolve() / _slug(source.repository)
     folder = repository / source.commit
@@ -96,6 +106,11 @@ def checkout(source: SourceRef, cache: Path) -> Path:
     return folder
 
 
+def default_cache() -> Path:
+    """Where checkouts are kept: `MLOPS_SOURCE_CACHE`, else below the user's cache folder."""
+    return Path(os.environ.get("MLOPS_SOURCE_CACHE") or Path.home() / ".cache" / "mlops" / "source")
+
+
 @contextmanager
 def throwaway(source: SourceRef, cache: Path) -> Generator[Path]:
     """A copy of the commit that may be written into, for the time of a block: for programs that are run in it."""
@@ -106,7 +121,14 @@ def throwaway(source: SourceRef, cache: Path) -> Generator[Path]:
         yield folder
 
 
-def test_program(folder: Path, paths: Sequence[str], log: Path, *, timeout_s: float = 1800.0) -> str:  # noqa: PT028 - not a test
+def test_program(
+    folder: Path,
+    paths: Sequence[str],
+    log: Path,
+    *,
+    timeout_s: float = 1800.0,  # noqa: PT028 - not a test
+    on_start: Callable[[int], None] = lambda _group: None,  # noqa: PT028 - as above
+) -> str:
     """Run the tests of a checkout with pytest, importing the checkout's own packages, and not those installed here.
 
     The tests get a minimal environment: no variable of the deployment, a home of their own. That keeps its secrets out
@@ -117,6 +139,7 @@ def test_program(folder: Path, paths: Sequence[str], log: Path, *, timeout_s: fl
         paths: What pytest is given, relative to it.
         log: All output is appended here.
         timeout_s: They are ended after this time.
+        on_start: Told the process group of the tests: whoever kills it ends them.
 
     Returns:
         pytest's last line, for example ``37 passed in 19.43s``.
@@ -128,9 +151,11 @@ def test_program(folder: Path, paths: Sequence[str], log: Path, *, timeout_s: fl
     for path in paths:
         if path.startswith("-") or not (folder / path.partition("::")[0]).resolve().is_relative_to(folder.resolve()):
             raise SourceError(f"{path!r} is not a path inside the source tree", next_step="give relative paths")
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+    argv = [sys.executable, "-c", _TESTS, "-q", "-p", "no:cacheprovider", *paths]
     with log.open("a") as stream, tempfile.TemporaryDirectory(prefix="mlops-home-") as home:
-        status = _run(argv, folder, _environment(folder, Path(home)), stream, timeout_s)
+        status = _run(
+            argv, folder, _environment(folder, Path(home)), log=stream, timeout_s=timeout_s, on_start=on_start
+        )
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if status != 0:
         why = f"exit status {status}" if status is not None else f"not done after {timeout_s:.0f} s"
@@ -142,7 +167,15 @@ def test_program(folder: Path, paths: Sequence[str], log: Path, *, timeout_s: fl
     return lines[-1].strip("= ") if lines else ""
 
 
-def _run(argv: list[str], folder: Path, environment: dict[str, str], log: IO[str], timeout_s: float) -> int | None:
+def _run(
+    argv: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    log: IO[str],
+    timeout_s: float,
+    on_start: Callable[[int], None],
+) -> int | None:
     """The exit status, None when it took too long. However this ends, no process of it is left."""
     process = subprocess.Popen(
         argv,
@@ -154,6 +187,7 @@ def _run(argv: list[str], folder: Path, environment: dict[str, str], log: IO[str
         start_new_session=True,
     )
     try:
+        on_start(process.pid)
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None
@@ -193,25 +227,19 @@ def _fetched(source: SourceRef, bare: Path) -> Path:
     if not (bare / "HEAD").exists():
         shutil.rmtree(bare, ignore_errors=True)
         new = bare.with_name(f"new-{uuid.uuid4().hex}")
-        _git(source, "init", "--quiet", "--bare", str(new))
-        _git(source, "-C", str(new), "config", "gc.auto", "0")
+        _git("init", "--quiet", "--bare", str(new))
+        _git("-C", str(new), "config", "gc.auto", "0")  # folders borrow its objects
         new.rename(bare)
-    at = ("-C", str(bare))
     if not _has(bare, source.commit):
-        _git(
-            source,
-            *at,
-            "fetch",
-            "--quiet",
-            "--force",
-            "--no-tags",
-            "--",
-            source.repository,
-            "+refs/heads/*:refs/heads/*",
-        )
+        done = _fetch(bare, source.repository, "--prune", "--force", refs="+refs/heads/*:refs/heads/*")
+        if done.returncode != 0:
+            raise ServiceUnavailable(
+                f"the repository {source.repository!r} cannot be read",
+                seen=done.stderr.strip()[-_LAST_CHARACTERS:],
+                next_step="can this user read it with git?",
+            )
     if not _has(bare, source.commit):  # no branch leads to it any more: some servers give it all the same
-        with suppress(SourceError):
-            _git(source, *at, "fetch", "--quiet", "--no-tags", "--", source.repository, source.commit)
+        _fetch(bare, source.repository, refs=source.commit)
     if not _has(bare, source.commit):
         raise SourceError(
             f"commit {source.commit!r} is not in {source.repository!r}",
@@ -221,17 +249,20 @@ def _fetched(source: SourceRef, bare: Path) -> Path:
     return bare
 
 
+def _fetch(bare: Path, repository: str, *options: str, refs: str) -> subprocess.CompletedProcess[str]:
+    return _try("-C", str(bare), "fetch", "--quiet", "--no-tags", *options, "--", repository, refs)
+
+
 def _has(bare: Path, commit: str) -> bool:
     return _try("-C", str(bare), "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
 
 def _materialise(repository: Path, commit: str, folder: Path) -> None:
     """A work tree of one commit that borrows its objects from `repository`; it appears whole or not at all."""
-    source = SourceRef(repository=str(repository), commit=commit)
     new = folder.with_name(f"new-{uuid.uuid4().hex}")
     try:
-        _git(source, "clone", "--quiet", "--shared", "--no-checkout", "--no-tags", "--", str(repository), str(new))
-        _git(source, "-C", str(new), "checkout", "--quiet", "--detach", commit, "--")
+        _git("clone", "--quiet", "--shared", "--no-checkout", "--no-tags", "--", str(repository), str(new))
+        _git("-C", str(new), "checkout", "--quiet", "--detach", commit, "--")
         if not _is_exactly(new, commit):
             raise SourceError(
                 f"the checkout of {commit!r} does not equal the commit",
@@ -252,13 +283,13 @@ def _is_exactly(folder: Path, commit: str) -> bool:
     return head.stdout.strip() == commit and status.returncode == 0 and not status.stdout.strip()
 
 
-def _git(source: SourceRef, *args: str) -> None:
+def _git(*args: str) -> None:
     done = _try(*args)
     if done.returncode != 0:
         raise SourceError(
-            f"commit {source.commit!r} of {source.repository!r} cannot be checked out",
-            seen=done.stderr.strip()[-500:],
-            next_step="can this user read the repository with git?",
+            f"`git {' '.join(args)}` failed",
+            seen=done.stderr.strip()[-_LAST_CHARACTERS:],
+            next_step="is there room in the cache of sources?",
         )
 
 

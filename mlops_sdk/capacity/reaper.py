@@ -7,14 +7,13 @@ renewal time + one period + cleaning. It touches nothing that carries no marker 
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,7 @@ from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.credential import Alive, CredentialBroker, StoredCredential, why_dead
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
+from mlops_sdk.json_lines import log_json_lines
 from mlops_sdk.names import ResourceName, parse_resource_name
 from mlops_sdk.objects import ObjectStore
 
@@ -303,28 +303,10 @@ class Reaper:
         return Journal(self._store, name.run_key, now=self._baremetal.now, writer="reaper")
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, what, and its data."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "data", {}),
-        }
-        return json.dumps(line, default=str)
-
-
 def main(argv: list[str] | None = None, *, connect: Callable[[Settings], Reaper] = Reaper.connect) -> int:
     """Run until SIGTERM or SIGINT. Settings as everywhere: ``MLOPS_CONFIG`` names the file."""
     del argv
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    _LOG.addHandler(handler)
-    _LOG.setLevel(logging.INFO)
-    _LOG.propagate = False
+    log_json_lines(_LOG)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop, stop))

@@ -6,8 +6,8 @@ import threading
 from datetime import timedelta
 
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.capacity.reaper import JsonLines
 from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.json_lines import JsonLines
 from mlops_sdk.testing.cloud import FakeCloud
 
 
