@@ -5,13 +5,14 @@ The descriptions are what people read beside each field of the DAG's form (see `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 ResourceClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")]
 Trait = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,255}$")]
 Corpus = Literal["python", "cpp"]
+CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 
 
 class _Spec(BaseModel):
