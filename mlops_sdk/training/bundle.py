@@ -67,8 +67,9 @@ def put_bundle(
 
 
 def put_data(store: ObjectStore, path: Path) -> DataRef:
-    """Store an input file under its content hash; one that is there already is not sent again."""
-    ref = DataRef(name=path.name, sha256=hash_file(path), size=path.stat().st_size)
+    """Store an input file as ``data/<sha256>/<name>``; one that is there already is not sent again."""
+    digest = hash_file(path)
+    ref = DataRef(name=path.name, sha256=digest, size=path.stat().st_size, key=f"data/{digest}/{path.name}")
     if not any(found.key == ref.key and found.size == ref.size for found in store.list(ref.key)):
         store.upload(ref.key, path)
     return ref

@@ -79,7 +79,12 @@ def fetch_bundle(store: ObjectStore, ref: FileRef, scratch: Path) -> list[Path]:
 
 
 def fetch_data(store: ObjectStore, ref: FileRef, scratch: Path) -> Path:
-    """Bring one input file to ``<scratch>/data/<sha256>/<name>`` and verify it."""
+    """Bring one input file to ``<scratch>/data/<sha256>/<name>`` and verify its size and SHA-256.
+
+    Raises:
+        BundleError: the object is not what was sent.
+        NodeFailed: scratch is full or broken.
+    """
     target = data_path(scratch, ref)
     if target.is_file() and target.stat().st_size == ref.size and hash_file(target) == ref.sha256:
         return target
@@ -87,6 +92,7 @@ def fetch_data(store: ObjectStore, ref: FileRef, scratch: Path) -> Path:
     with _Disk(scratch, ref.size):
         target.parent.mkdir(parents=True, exist_ok=True)
         store.download(ref.key, partial)
+        _check_size(ref, partial.stat().st_size)
         _check_hash(ref, hash_file(partial))
         partial.rename(target)
     return target
@@ -196,6 +202,15 @@ def _check_hash(ref: FileRef, seen: str) -> None:
         raise BundleError(
             f"object {ref.key!r} is not what was sent",
             seen=f"expected SHA-256 {ref.sha256}, got {seen}",
+            next_step="find out who replaced it; delete it and send it again",
+        )
+
+
+def _check_size(ref: FileRef, seen: int) -> None:
+    if seen != ref.size:
+        raise BundleError(
+            f"object {ref.key!r} is not what was sent",
+            seen=f"expected {ref.size} bytes, got {seen}",
             next_step="find out who replaced it; delete it and send it again",
         )
 

@@ -18,16 +18,12 @@ class Launcher(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRef:
-    """One file of input, named by its content: object ``data/<sha256>/<name>``."""
+    """One file of input: the object `key` in the bucket, which has to have this SHA-256 and size (bytes)."""
 
     name: str
     sha256: str
     size: int
-
-    @property
-    def key(self) -> str:
-        """Its key in the bucket."""
-        return f"data/{self.sha256}/{self.name}"
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,7 +225,7 @@ def _launch(spec: TrainSpec, bundle: BundleRef, data: corpus.PreparedData) -> La
         args=spec.program.arguments,
         launcher=Launcher(spec.program.launcher),
         processes_per_node=spec.program.processes_per_node,
-        data=(DataRef(name=corpus.FILE_NAME, sha256=data.sha256, size=data.size),),
+        data=(DataRef(name=corpus.FILE_NAME, sha256=data.sha256, size=data.size, key=data.key),),
         max_attempts=spec.program.max_attempts,
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlops_pipelines.programs.code_lm import corpus
+from mlops_pipelines.programs.code_lm.sources import standard_library
 from mlops_sdk.checkpoint.manifest import committed_steps, parse_key
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
@@ -38,7 +39,7 @@ ARGS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> corpus.PreparedData:
-    small = [f for f in corpus.standard_library() if len(f.text) < 12_000]
+    small = [f for f in standard_library() if len(f.text) < 12_000]
     return corpus.prepare(tmp_path_factory.mktemp("data"), vocabulary=400, files=small[:80])
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlops_pipelines.programs.code_lm import corpus
+from mlops_pipelines.programs.code_lm import sources as source_files
+from mlops_pipelines.programs.code_lm.sources import SourceFile
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 from mlops_sdk.training.context import WorkerContext
 from mlops_sdk.training.jobfile import FileRef
@@ -29,18 +31,31 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def sources() -> list[corpus.SourceFile]:
+def sources() -> list[SourceFile]:
     """Some thirty files of the standard library, among them held-out ones."""
-    files = corpus.standard_library()
-    small = [f for f in files if len(f.text) < 12_000]
-    return [f for f in small if not corpus.is_held_out(f.path)][:25] + [f for f in small if corpus.is_held_out(f.path)][
-        :8
-    ]
+    return some_of(source_files.standard_library())
 
 
 @pytest.fixture(scope="session")
-def prepared(sources: list[corpus.SourceFile], tmp_path_factory: pytest.TempPathFactory) -> corpus.PreparedData:
+def wider_sources(sources: list[SourceFile]) -> list[SourceFile]:
+    """The same and as many C++ headers."""
+    return [*sources, *some_of(source_files.cpp_headers())]
+
+
+def some_of(files: list[SourceFile]) -> list[SourceFile]:
+    small = [f for f in files if len(f.text) < 12_000]
+    held_out = [f for f in small if source_files.is_held_out(f.path)]
+    return [f for f in small if not source_files.is_held_out(f.path)][:25] + held_out[:8]
+
+
+@pytest.fixture(scope="session")
+def prepared(sources: list[SourceFile], tmp_path_factory: pytest.TempPathFactory) -> corpus.PreparedData:
     return corpus.prepare(tmp_path_factory.mktemp("prepared"), vocabulary=400, files=sources)
+
+
+@pytest.fixture(scope="session")
+def wider(wider_sources: list[SourceFile], tmp_path_factory: pytest.TempPathFactory) -> corpus.PreparedData:
+    return corpus.prepare(tmp_path_factory.mktemp("wider"), vocabulary=400, files=wider_sources)
 
 
 @pytest.fixture
@@ -51,12 +66,15 @@ def s3() -> MemoryS3:
 @pytest.fixture
 def job(prepared: corpus.PreparedData, s3: MemoryS3, tmp_path: Path) -> Callable[..., WorkerContext]:
     """Makes the context of an attempt, as the worker would."""
-    ref = FileRef(name=corpus.FILE_NAME, key=prepared.key, sha256=prepared.sha256, size=prepared.size)
-    target = tmp_path / "data" / prepared.sha256 / corpus.FILE_NAME
-    target.parent.mkdir(parents=True)
-    target.symlink_to(prepared.path)
 
-    def make(attempt: int = 1, **args: object) -> WorkerContext:
+    def make(
+        attempt: int = 1, *, data: corpus.PreparedData = prepared, prefix: str = "runs/abc", **args: object
+    ) -> WorkerContext:
+        ref = FileRef(name=corpus.FILE_NAME, key=data.key, sha256=data.sha256, size=data.size)
+        target = tmp_path / "data" / data.sha256 / corpus.FILE_NAME
+        if not target.is_symlink():
+            target.parent.mkdir(parents=True)
+            target.symlink_to(data.path)
         return WorkerContext(
             run_id=uuid.UUID(int=1),
             run_key="abc",
@@ -65,7 +83,7 @@ def job(prepared: corpus.PreparedData, s3: MemoryS3, tmp_path: Path) -> Callable
             world_size=1,
             local_rank=0,
             store=memory_store(s3),
-            prefix="runs/abc",
+            prefix=prefix,
             args=TINY | args,
             scratch=tmp_path,
             secrets={},

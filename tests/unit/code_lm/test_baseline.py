@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mlops_pipelines.programs.code_lm.baseline import ByteTrigram, baseline_bits_per_byte
-from mlops_pipelines.programs.code_lm.corpus import PreparedData
+from mlops_pipelines.programs.code_lm.baseline import ByteTrigram, baseline_bits_per_byte, baseline_held_out
+from mlops_pipelines.programs.code_lm.corpus import PreparedData, samples
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,14 @@ def test_it_is_stronger_than_a_trigram_with_add_one_smoothing_and_than_bigrams(p
     text = np.frombuffer(b"".join(held_out), dtype=np.uint8)
     assert ours < -np.log2(add_one[text[:-2], text[1:-1], text[2:]]).mean()
     assert ours < -np.log2(bigram[text[:-1], text[1:]]).mean()
+
+
+def test_its_own_text_makes_it_harder_to_beat_than_text_of_all_kinds(wider: PreparedData):
+    mixed = ByteTrigram(wider.text("train"))
+    held_out = wider.text("held_out")
+    for kind, chosen in samples(wider, 3000).items():
+        alone = baseline_held_out(wider, 3000, kind)
+        assert 1.5 < alone < mixed.bits_per_byte([held_out[i] for i in chosen]) + 0.1
 
 
 def test_measured_on_the_sample(prepared: PreparedData):

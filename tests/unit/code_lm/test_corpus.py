@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlops_pipelines.programs.code_lm import corpus
-from mlops_pipelines.programs.code_lm.corpus import PreparedData, SourceFile
-from mlops_sdk.errors import BundleError
+from mlops_pipelines.programs.code_lm.corpus import PreparedData
+from mlops_pipelines.programs.code_lm.sources import SourceFile, corpus_files, cpp_headers, standard_library
+from mlops_sdk.errors import BundleError, SettingsError
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 
 
 def test_the_standard_library_without_tests_tables_and_duplicates():
-    files = corpus.standard_library()
+    files = standard_library()
     paths = [f.path for f in files]
     assert {"json/decoder.py", "asyncio/tasks.py", "argparse.py"} <= set(paths)
     assert paths == sorted(paths)
     assert not [p for p in paths if {"test", "tests", "encodings", "site-packages"} & set(Path(p).parts)]
     assert len({f.text for f in files}) == len(files)
     assert sum(len(f.text) for f in files) > 4_000_000
+
+
+def test_headers_are_hand_written_and_about_as_many_bytes():
+    files = cpp_headers()
+    paths = [f.path for f in files]
+    assert paths == sorted(paths)
+    assert 4_000_000 < sum(len(f.text) for f in files) < 6_000_000
+    assert not [p for p in paths if p.startswith("ATen/ops/") or "generated" in p.lower()]
+    assert len({f.text for f in files}) == len(files)
+    assert b"#include" in b"".join(f.text for f in files)
+
+
+def test_finding_the_headers_does_not_import_torch():
+    script = "import sys; from mlops_pipelines.programs.code_lm import sources; sources.cpp_headers(limit=1); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script} sys.exit('torch' in sys.modules)"], check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_of_ones_own_is_taken_as_it_is(tmp_path: Path):
+    for name, body in {"a.py": b"x = 1\n", "b.py": b"x = 1\n", "c.py": b"\xff", "d.txt": b"no"}.items():
+        (tmp_path / name).write_bytes(body)
+    files = corpus_files(["python"], {"python": str(tmp_path)})
+    assert [f.path for f in files] == ["a.py", "b.py", "c.py"]
+
+
+def test_a_kind_that_does_not_exist_is_named():
+    with pytest.raises(SettingsError, match=r"cobol.*python, cpp"):
+        corpus_files(["cobol"])
+
+
+def test_kinds_lie_side_by_side_and_do_not_change_each_others_sample(prepared: PreparedData, wider: PreparedData):
+    assert prepared.meta.kinds == ("python",)
+    assert wider.meta.kinds == ("cpp", "python")
+    assert wider.text("train", "python") == prepared.text("train")
+    chosen = corpus.samples(wider, 9000)
+    paths = [wider.meta.held_out.paths[i] for i in chosen["python"]]
+    assert paths == [prepared.meta.held_out.paths[i] for i in corpus.samples(prepared, 9000)["python"]]
+    assert {wider.meta.held_out.kinds[i] for i in chosen["cpp"]} == {"cpp"}
+    assert corpus.sample(wider, 9000) == sorted(chosen["python"] + chosen["cpp"])
 
 
 def test_the_same_sources_give_the_same_data(prepared: PreparedData, sources: list[SourceFile], tmp_path: Path):

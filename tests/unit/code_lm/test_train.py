@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from mlops_pipelines.programs.code_lm.complete import complete
 from mlops_pipelines.programs.code_lm.corpus import PreparedData
-from mlops_pipelines.programs.code_lm.evaluate import total_bits
+from mlops_pipelines.programs.code_lm.evaluate import HeldOut, total_bits
 from mlops_pipelines.programs.code_lm.export import read_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
 from mlops_pipelines.programs.code_lm.train import train
-from mlops_sdk.errors import ServiceUnavailable, SettingsError
+from mlops_sdk.errors import RegistryError, ServiceUnavailable, SettingsError
 from mlops_sdk.registry.model_files import fetch_model
 from mlops_sdk.testing.memory_s3 import MemoryS3
 from mlops_sdk.training.context import WorkerContext
@@ -83,6 +83,44 @@ def test_the_result_says_what_was_done(job: Job, s3: MemoryS3, prepared: Prepare
     assert hashlib.sha256(manifest).hexdigest() == result["checkpoint"]["sha256"]
     exported = s3.objects["runs/abc/model/manifest.json"]
     assert hashlib.sha256(exported).hexdigest() == result["model"]["manifest_sha256"]
+
+
+def test_a_wider_corpus_is_measured_kind_by_kind_and_the_champion_on_the_same_text(
+    job: Job, prepared: PreparedData, wider: PreparedData
+):
+    first = train(job(prefix="runs/one"))
+    assert set(first["held_out"]) == set(first["baseline_held_out"]) == {"python"}
+    assert first["held_out"]["python"] == first["bits_per_byte"]
+    assert "champion_held_out" not in first
+
+    champion = {"prefix": "runs/one/model", "sha256": first["model"]["manifest_sha256"]}
+    second = train(job(prefix="runs/two", data=wider, champion=champion))
+    kinds = {"python", "cpp"}
+    assert set(second["held_out"]) == set(second["champion_held_out"]) == set(second["baseline_held_out"]) == kinds
+    # Its own tokenizer and the same files: exactly what it had when it was trained.
+    assert second["champion_held_out"]["python"] == pytest.approx(first["held_out"]["python"], rel=1e-6)
+    sizes = HeldOut(wider, 3000).sizes
+    weighed = sum(second["held_out"][kind] * size for kind, size in sizes.items()) / sum(sizes.values())
+    assert second["bits_per_byte"] == pytest.approx(weighed)
+
+
+def test_a_champion_that_is_not_there_fails_before_the_training(job: Job, s3: MemoryS3):
+    with pytest.raises(RegistryError, match="runs/gone/model"):
+        train(job(champion={"prefix": "runs/gone/model", "sha256": "0" * 64}))
+    assert not [key for key in s3.objects if "checkpoints" in key]
+
+
+def test_ranks_that_share_the_measuring_find_what_one_finds(wider: PreparedData):
+    torch.manual_seed(0)
+    model = Llama(Shape(vocabulary=wider.meta.vocabulary, hidden=16, layers=2, heads=2, intermediate=24))
+    alone = HeldOut(wider, 3000)
+    shares = [HeldOut(wider, 3000, rank=rank, world_size=2) for rank in (0, 1)]
+    parts = [share.of(model, seq_len=32) for share in shares]
+    assert {kind: sum(part[kind] for part in parts) for kind in parts[0]} == pytest.approx(
+        alone.of(model, seq_len=32), rel=1e-6
+    )
+    baselines = [share.of_baseline() for share in shares]
+    assert {kind: sum(one[kind] for one in baselines) for kind in baselines[0]} == pytest.approx(alone.of_baseline())
 
 
 def test_interrupted_and_resumed_gives_the_same_model(job: Job, s3: MemoryS3):

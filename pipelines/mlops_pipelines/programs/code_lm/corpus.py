@@ -1,4 +1,4 @@
-"""The corpus: Python's own standard library, split by file, tokenised with a byte-level BPE trained on the train part.
+"""The data: source files of one or several kinds, split by file, tokenised with a BPE trained on the train part.
 
 Prepared data is one safetensors file: tokens and text of both parts, the tokenizer, and what it was made from. Its
 SHA-256 is the data hash, under which it is stored (``data/<hash>/code_lm.safetensors``) and checked on every machine.
@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlops_pipelines.programs.code_lm.sources import (
+    Kind,
+    SourceFile,
+    canonical_hash,
+    corpus_files,
+    is_held_out,
+    path_hash,
+)
 from mlops_sdk.errors import BundleError
 from mlops_sdk.objects import ObjectStore, to_json
 
@@ -30,25 +37,15 @@ END_OF_FILE = "<|endoftext|>"
 
 Part = Literal["train", "held_out"]
 
-# Left out: test suites and third-party code; generated tables; bundled applications; what 3.12 removed.
-_SKIP = (
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    | {"encodings", "pydoc_data", "__phello__"}
-    | {"idlelib", "tkinter", "turtledemo", "ensurepip"}
-    | {"lib2to3", "distutils", "msilib"}
-)
-_SKIP_PREFIXES = ("config-", "_sysconfigdata")
-_HELD_OUT_SHARE = 0.1
-_SALT = "code-lm-split-1"
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Split(_Model):
-    """One part of the corpus: its files in path order, `sizes[i]` bytes and `token_counts[i]` tokens each."""
+    """One part of the corpus: its files by kind and path, `sizes[i]` bytes and `token_counts[i]` tokens each."""
 
+    kinds: tuple[Kind, ...]
     paths: tuple[str, ...]
     sizes: tuple[int, ...]
     token_counts: tuple[int, ...]
@@ -65,22 +62,18 @@ class Split(_Model):
 
 
 class Meta(_Model):
-    """What prepared data consists of. `corpus_sha256` is the :func:`canonical_hash` of the sources."""
+    """What prepared data consists of. `corpus_sha256` is the `canonical_hash` of the sources.
 
-    version: Literal[1] = 1
+    Version 2 knows kinds; what is held out of the standard library is the same as in version 1.
+    """
+
+    version: Literal[2] = 2
     python: str
+    kinds: tuple[Kind, ...]
     corpus_sha256: str
     vocabulary: int
     train: Split
     held_out: Split
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file of the corpus: path relative to the standard library, and its bytes (UTF-8)."""
-
-    path: str
-    text: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +120,11 @@ class PreparedData:
         """Token ids of all files one after the other."""
         return self._array(f"{part}.tokens")
 
-    def text(self, part: Part) -> list[bytes]:
-        """The files' bytes."""
-        return [a.tobytes() for a in _cut(self._array(f"{part}.text"), self._split(part).sizes)]
+    def text(self, part: Part, kind: Kind | None = None) -> list[bytes]:
+        """The files' bytes: of one kind, or of all."""
+        split = self._split(part)
+        files = [a.tobytes() for a in _cut(self._array(f"{part}.text"), split.sizes)]
+        return [text for text, of in zip(files, split.kinds, strict=True) if kind in {None, of}]
 
     def tokenizer_json(self) -> bytes:
         """The ``tokenizer.json`` of the byte-level BPE."""
@@ -151,52 +146,27 @@ class PreparedData:
             return file.get_tensor(name)
 
 
-def standard_library(root: Path | None = None) -> list[SourceFile]:
-    """The sources of the running Python's standard library, sorted by path, without duplicates."""
-    base = root or Path(sysconfig.get_path("stdlib"))
-    seen: set[str] = set()
-    files: list[SourceFile] = []
-    for path in sorted(base.rglob("*.py"), key=lambda p: p.relative_to(base).as_posix()):
-        relative = path.relative_to(base)
-        if _SKIP.intersection(relative.parts) or any(p.startswith(_SKIP_PREFIXES) for p in relative.parts):
-            continue
-        text = path.read_bytes()
-        digest = hashlib.sha256(text).hexdigest()
-        if not text or digest in seen or not _is_utf8(text):
-            continue
-        seen.add(digest)
-        files.append(SourceFile(path=relative.as_posix(), text=text))
-    return files
-
-
-def is_held_out(path: str) -> bool:
-    """Whether a file belongs to the held-out part: decided by its path alone, so that it never moves."""
-    return _path_hash(path) < _HELD_OUT_SHARE
-
-
-def canonical_hash(files: Iterable[SourceFile]) -> str:
-    """SHA-256 over (path length, path, text length, text) of every file in path order."""
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.path):
-        path = file.path.encode()
-        digest.update(len(path).to_bytes(8, "big") + path + len(file.text).to_bytes(8, "big") + file.text)
-    return digest.hexdigest()
-
-
-def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile] | None = None) -> PreparedData:
+def prepare(
+    out_dir: Path,
+    *,
+    vocabulary: int = 4096,
+    kinds: Iterable[str] = ("python",),
+    files: Sequence[SourceFile] | None = None,
+) -> PreparedData:
     """Build the data in `out_dir`: train the BPE on the train part, tokenise both parts, write one file.
 
-    Deterministic: the same sources and vocabulary give the same data hash.
+    Deterministic: the same sources and vocabulary give the same data hash. `files` are taken instead of the corpora of
+    these kinds.
+
+    Raises:
+        BundleError: a kind has no train or no held-out part.
+        SettingsError: a corpus does not exist or is not installed.
     """
     import numpy as np  # noqa: PLC0415 - extra [train]
     from safetensors.numpy import save_file  # noqa: PLC0415 - extra [train]
 
-    sources = sorted(standard_library() if files is None else files, key=lambda f: f.path)
-    parts: dict[Part, list[SourceFile]] = {
-        "train": [f for f in sources if not is_held_out(f.path)],
-        "held_out": [f for f in sources if is_held_out(f.path)],
-    }
-    _require_both(parts)
+    sources = sorted(corpus_files(kinds) if files is None else files, key=lambda f: (f.kind, f.path))
+    parts = _parts(sources)
     tokenizer = _train_tokenizer(parts["train"], vocabulary)
     arrays: dict[str, NDArray[Any]] = {"tokenizer": _as_array(tokenizer.to_str().encode())}
     splits: dict[Part, Split] = {}
@@ -205,12 +175,14 @@ def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile
         arrays[f"{part}.tokens"] = np.concatenate([np.array(ids, dtype=np.uint16) for ids in encoded])
         arrays[f"{part}.text"] = _as_array(b"".join(f.text for f in members))
         splits[part] = Split(
+            kinds=tuple(f.kind for f in members),
             paths=tuple(f.path for f in members),
             sizes=tuple(len(f.text) for f in members),
             token_counts=tuple(len(ids) for ids in encoded),
         )
     meta = Meta(
         python=platform.python_version(),
+        kinds=tuple(sorted({f.kind for f in sources})),
         corpus_sha256=canonical_hash(sources),
         vocabulary=tokenizer.get_vocab_size(),
         train=splits["train"],
@@ -224,9 +196,18 @@ def prepare(out_dir: Path, *, vocabulary: int = 4096, files: Sequence[SourceFile
     return PreparedData.open(path)
 
 
-def prepared(out_dir: Path, *, vocabulary: int = 4096) -> PreparedData:
-    """`prepare`, unless `out_dir` already holds what was made of the same sources with the same vocabulary."""
-    sources = standard_library()
+def prepared(
+    out_dir: Path,
+    *,
+    vocabulary: int = 4096,
+    kinds: Iterable[str] = ("python",),
+    roots: Mapping[str, str] | None = None,
+) -> PreparedData:
+    """`prepare`, unless `out_dir` already holds what was made of the same sources with the same vocabulary.
+
+    `roots` are folders to take instead of the corpora that are installed (see `sources.corpus_files`).
+    """
+    sources = corpus_files(kinds, roots)
     try:
         found = PreparedData.open(out_dir / FILE_NAME)
     except BundleError:
@@ -235,20 +216,21 @@ def prepared(out_dir: Path, *, vocabulary: int = 4096) -> PreparedData:
     return found if same else prepare(out_dir, vocabulary=vocabulary, files=sources)
 
 
-def sample(data: PreparedData, limit: int) -> list[int]:
-    """Which held-out files to measure on: in the order of their paths' hashes, those that still fit into `limit` bytes.
+def samples(data: PreparedData, limit: int) -> dict[Kind, list[int]]:
+    """Which held-out files to measure on, per kind: in the order of their paths' hashes, those that still fit.
 
-    The smallest file if none fits. The same files for every model and for the baseline.
+    `limit` is in bytes of each kind; the smallest file if none fits. The same files for every model and for the
+    baseline; those of one kind do not depend on which other kinds there are.
     """
-    sizes = data.meta.held_out.sizes
-    by_hash = sorted(range(len(sizes)), key=lambda i: _path_hash(data.meta.held_out.paths[i]))
-    chosen: list[int] = []
-    left = limit
-    for index in by_hash:
-        if sizes[index] <= left:
-            chosen.append(index)
-            left -= sizes[index]
-    return sorted(chosen) or [min(range(len(sizes)), key=lambda i: sizes[i])]
+    split = data.meta.held_out
+    return {
+        kind: _sample([i for i, of in enumerate(split.kinds) if of == kind], split, limit) for kind in data.meta.kinds
+    }
+
+
+def sample(data: PreparedData, limit: int) -> list[int]:
+    """The files of :func:`samples` of all kinds together."""
+    return sorted(index for chosen in samples(data, limit).values() for index in chosen)
 
 
 def upload(data: PreparedData, store: ObjectStore) -> None:
@@ -278,13 +260,34 @@ def _train_tokenizer(files: Sequence[SourceFile], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _require_both(parts: dict[Part, list[SourceFile]]) -> None:
-    if not all(parts.values()):
+def _parts(sources: Sequence[SourceFile]) -> dict[Part, list[SourceFile]]:
+    """Train and held-out part; every kind is in both."""
+    parts: dict[Part, list[SourceFile]] = {
+        "train": [f for f in sources if not is_held_out(f.path)],
+        "held_out": [f for f in sources if is_held_out(f.path)],
+    }
+    kinds = {f.kind for f in sources}
+    if not kinds or any({f.kind for f in members} != kinds for members in parts.values()):
         raise BundleError(
             "the corpus has no train or no held-out part",
-            seen=", ".join(f"{len(members)} files in {part}" for part, members in parts.items()),
-            next_step="use a Python that has its standard library's sources installed",
+            seen=", ".join(
+                f"{sum(f.kind == kind for f in members)} files in {part} of {kind or 'any kind'}"
+                for kind in sorted(kinds) or [""]
+                for part, members in parts.items()
+            ),
+            next_step="use a Python that has its standard library's sources installed, or more files of your own",
         )
+    return parts
+
+
+def _sample(among: Sequence[int], split: Split, limit: int) -> list[int]:
+    chosen: list[int] = []
+    left = limit
+    for index in sorted(among, key=lambda i: path_hash(split.paths[i])):
+        if split.sizes[index] <= left:
+            chosen.append(index)
+            left -= split.sizes[index]
+    return sorted(chosen) or [min(among, key=lambda i: split.sizes[i])]
 
 
 def _as_array(body: bytes) -> NDArray[np.uint8]:
@@ -300,16 +303,3 @@ def _cut(array: NDArray[Any], lengths: Iterable[int]) -> list[NDArray[Any]]:
         out.append(array[start : start + length])
         start += length
     return out
-
-
-def _path_hash(path: str) -> float:
-    """A number in [0, 1) that depends on the path alone."""
-    return int.from_bytes(hashlib.sha256(f"{_SALT}/{path}".encode()).digest()[:8], "big") / 2**64
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class ChampionRef(BaseModel):
+    """A model that was exported earlier: where its files are in the bucket, and the SHA-256 of their manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefix: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class TrainArgs(BaseModel):
     """The arguments of the program.
 
@@ -23,7 +32,8 @@ class TrainArgs(BaseModel):
         batch: Sequences a step over all ranks; the data order does not depend on how many ranks share it.
         seq_len: Tokens a sequence.
         checkpoint_every: Steps between commits; the last step is committed too.
-        evaluate_bytes: Held-out bytes to measure on (whole files, see `corpus.sample`).
+        evaluate_bytes: Held-out bytes of each kind to measure on (whole files, see `corpus.samples`).
+        champion: A model to measure on the same files, with its own tokenizer, so that a gate can compare.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +55,7 @@ class TrainArgs(BaseModel):
     layers: int = Field(default=3, ge=1)
     heads: int = Field(default=6, ge=1)
     intermediate: int = Field(default=640, ge=8)
+    champion: ChampionRef | None = None
 
     @classmethod
     def parse(cls, args: Mapping[str, JsonValue]) -> TrainArgs:

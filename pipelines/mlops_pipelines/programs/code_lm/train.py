@@ -15,19 +15,20 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from pydantic import JsonValue
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mlops_pipelines.programs.code_lm.corpus import FILE_NAME, PreparedData, sample
-from mlops_pipelines.programs.code_lm.evaluate import total_bits
-from mlops_pipelines.programs.code_lm.export import write_model
+from mlops_pipelines.programs.code_lm.corpus import FILE_NAME, PreparedData
+from mlops_pipelines.programs.code_lm.evaluate import HeldOut
+from mlops_pipelines.programs.code_lm.export import read_model, write_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs, check_world, learning_rate, sequences
 from mlops_sdk.checkpoint.communicator import SingleProcess, TorchCommunicator
 from mlops_sdk.checkpoint.manifest import Manifest, manifest_key
 from mlops_sdk.checkpoint.snapshot import rank_tensors, restore, training_tensors
 from mlops_sdk.checkpoint.store import CheckpointStore
-from mlops_sdk.registry.model_files import upload_model
+from mlops_sdk.registry.model_files import fetch_model, upload_model
 from mlops_sdk.registry.provenance import package_versions
 from mlops_sdk.training.worker import WorkerContext, context
 
@@ -55,6 +56,7 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
     args = TrainArgs.parse(ctx.args)
     check_world(args, ctx.world_size)
     data = PreparedData.open(ctx.data(FILE_NAME))
+    champion = _champion(ctx, args)  # before the training: one that is not there costs nothing
     trainer = Trainer(ctx, args, data)
     first = trainer.resume()
     started = time.monotonic()
@@ -72,7 +74,7 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
         "parameters": trainer.model.parameter_count(),
         "damaged_checkpoints": [str(damage) for damage in trainer.checkpoints.damages],
         "packages": dict[str, JsonValue](package_versions(_PACKAGES)),
-        **trainer.evaluate(),
+        **trainer.evaluate(champion),
     }
     if ctx.rank == 0:
         result |= export(ctx, trainer.model, data, committed, result)
@@ -134,27 +136,31 @@ class Trainer:
         if done % args.checkpoint_every == 0 or done == args.steps:
             self._save(done, rate)
 
-    def evaluate(self) -> dict[str, JsonValue]:
-        """Bits per byte on the held-out sample, computed by all ranks together."""
-        chosen = sample(self._data, self._args.evaluate_bytes)
-        files = self._data.tokens("held_out")
-        started = time.monotonic()
-        bits = total_bits(
-            self.model,
-            [files[i] for i in chosen],
-            seq_len=self._args.seq_len,
-            rank=self._ctx.rank,
-            world_size=self._ctx.world_size,
+    def evaluate(self, champion: tuple[Llama, Tokenizer] | None = None) -> dict[str, JsonValue]:
+        """Bits per byte on the held-out sample of each kind, of this model, the baseline and the champion, if any.
+
+        All ranks together. Tokenizers differ from model to model; bytes do not.
+        """
+        args, ctx = self._args, self._ctx
+        held_out = HeldOut(
+            self._data, args.evaluate_bytes, rank=ctx.rank, world_size=ctx.world_size, sum_up=self._sum_up
         )
-        total = float(self._sum(torch.tensor(bits, dtype=torch.float64)))
-        size = sum(self._data.meta.held_out.sizes[i] for i in chosen)
+        started = time.monotonic()
+        ours = held_out.of(self.model, seq_len=args.seq_len)
         figures: dict[str, JsonValue] = {
-            "bits_per_byte": total / size,
-            "held_out_bytes": size,
-            "held_out_files": len(chosen),
-            "evaluate_s": round(time.monotonic() - started, 3),
+            "bits_per_byte": held_out.together(ours),
+            "held_out": dict[str, JsonValue](ours),
+            "held_out_bytes": sum(held_out.sizes.values()),
+            "held_out_files": held_out.files,
+            "baseline_held_out": dict[str, JsonValue](held_out.of_baseline()),
         }
-        self._ctx.log_metrics(self._args.steps, {"held_out_bits_per_byte": total / size})
+        if champion is not None:
+            model, tokenizer = champion
+            seq_len = min(args.seq_len, model.shape.context)
+            figures["champion_held_out"] = dict[str, JsonValue](held_out.of_other(model, tokenizer, seq_len=seq_len))
+        figures["evaluate_s"] = round(time.monotonic() - started, 3)
+        named = {f"held_out_{kind}": value for kind, value in ours.items()}
+        ctx.log_metrics(args.steps, {"held_out_bits_per_byte": held_out.together(ours), **named})
         return figures
 
     def _log(self, done: int, loss: Tensor, rate: float) -> None:
@@ -174,6 +180,9 @@ class Trainer:
             state={"step": done, "sequences": done * args.batch, "learning_rate": rate},
             program={"name": "code_lm", "args": args.model_dump(mode="json"), "data_sha256": self._data.sha256},
         )
+
+    def _sum_up(self, value: float) -> float:
+        return float(self._sum(torch.tensor(value, dtype=torch.float64)))
 
     def _sum(self, value: Tensor) -> Tensor:
         if self._ctx.world_size > 1:
@@ -198,6 +207,7 @@ def export(
         "attempt": ctx.attempt,
         "data_sha256": data.sha256,
         "bits_per_byte": result["bits_per_byte"],
+        "held_out": result["held_out"],
     }
     digest = upload_model(ctx.store, prefix, folder, about)
     told: dict[str, JsonValue] = {"model": {"prefix": prefix, "manifest_sha256": digest}, "data_sha256": data.sha256}
@@ -208,6 +218,14 @@ def export(
             "step": committed.step,
         }
     return told
+
+
+def _champion(ctx: WorkerContext, args: TrainArgs) -> tuple[Llama, Tokenizer] | None:
+    if args.champion is None:
+        return None
+    folder = ctx.scratch / f"champion-{args.champion.sha256[:12]}-{ctx.local_rank}"
+    fetch_model(ctx.store, args.champion.prefix, folder, sha256=args.champion.sha256)
+    return read_model(folder)
 
 
 def _checkpoints(ctx: WorkerContext) -> str:
