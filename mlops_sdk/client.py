@@ -24,6 +24,7 @@ from mlops_sdk.history import History, read_history
 from mlops_sdk.identity.credential import CredentialBroker
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.journal import Journal
+from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.names import run_id_for
 from mlops_sdk.names import run_key as key_of
 from mlops_sdk.objects import ObjectStore
@@ -69,10 +70,12 @@ class Client:
 
     Args:
         settings: Where everything is; default `Settings.load()`.
+        keeper: Who renews the leases of this client's runs; default: a thread for each.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, keeper: Keeper | None = None) -> None:
         self.settings = settings or Settings.load()
+        self._keeper = keeper or ThreadKeeper()
         self._services: Services | None = None
         self._lock = threading.Lock()
 
@@ -88,7 +91,7 @@ class Client:
         """What runs of this client talk to."""
         with self._lock:
             if self._services is None:
-                self._services = _connect(self.settings)
+                self._services = _connect(self.settings, self._keeper)
             return self._services
 
     @property
@@ -105,6 +108,13 @@ class Client:
         """A run by this name: a new one, or the one that exists, continued. Without a name always a new one."""
         chosen = name or f"run-{uuid.uuid4()}"
         return self._open(run_id_for(self.settings.deployment_id, chosen), chosen, owner or self.settings.owner)
+
+    def find(self, name: str) -> Run | None:
+        """The run by this name, continued; None when it never began. Creates nothing."""
+        run_id = run_id_for(self.settings.deployment_id, name)
+        if Journal(self.store, key_of(run_id), now=self.services.baremetal.now).first() is None:
+            return None
+        return self._open(run_id, name, self.settings.owner)
 
     def attach(self, id: uuid.UUID | str) -> Run:  # noqa: A002 - the word of the field
         """Find a run again, by id or 12-character key.
@@ -153,7 +163,7 @@ class Client:
         return run
 
 
-def _connect(settings: Settings) -> Services:
+def _connect(settings: Settings, keeper: Keeper) -> Services:
     cloud = Cloud(settings.keystone)
 
     def connect(login: KeystoneSettings) -> BaremetalApi:
@@ -165,6 +175,7 @@ def _connect(settings: Settings) -> Services:
         broker=CredentialBroker(KeystoneCredentials(cloud), settings.broker_key),
         baremetal=IronicApi(cloud),
         connect=connect,
+        keeper=keeper,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Protocol
 
@@ -17,6 +18,10 @@ class Clock(Protocol):
         """Pause."""
         ...
 
+    async def asleep(self, seconds: float) -> None:
+        """Pause in an event loop."""
+        ...
+
 
 class SystemClock:
     """The machine's own clock."""
@@ -28,3 +33,7 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Pause this thread."""
         time.sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        """Pause this task."""
+        await asyncio.sleep(seconds)

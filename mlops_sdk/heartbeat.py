@@ -12,13 +12,14 @@ from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import MlopsError, RemoteError
+from mlops_sdk.keeper import Keeper, Stop
 from mlops_sdk.objects import ObjectStore
 
 _BEATS_PER_RENEWAL = 4
 
 
 class RunHeartbeat:
-    """A thread that beats four times per renewal time. A beat that fails is tried again at the next one.
+    """Beats four times per renewal time. A beat that fails is tried again at the next one.
 
     Args:
         store: The deployment's bucket.
@@ -26,6 +27,7 @@ class RunHeartbeat:
         settings: The renewal time.
         now: The service's clock.
         clock: Durations.
+        keeper: Who calls it.
 
     Attributes:
         renewed: How many allocations the last beat renewed.
@@ -33,7 +35,14 @@ class RunHeartbeat:
     """
 
     def __init__(
-        self, store: ObjectStore, prefix: str, *, settings: LeaseSettings, now: Callable[[], datetime], clock: Clock
+        self,
+        store: ObjectStore,
+        prefix: str,
+        *,
+        settings: LeaseSettings,
+        now: Callable[[], datetime],
+        clock: Clock,
+        keeper: Keeper,
     ) -> None:
         self.renewed = 0
         self.error: MlopsError | None = None
@@ -42,12 +51,12 @@ class RunHeartbeat:
         self._settings = settings
         self._now = now
         self._clock = clock
+        self._keeper = keeper
         self._leases: IronicLeases | None = None
         self._grant: Grant | None = None
         self._last = clock.monotonic()
         self._beating = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._stop: Stop | None = None
 
     @property
     def silent_for_s(self) -> float:
@@ -55,14 +64,12 @@ class RunHeartbeat:
         return self._clock.monotonic() - self._last
 
     def start(self, grant: Grant) -> None:
-        """Beat once in this thread, so that a failure is seen before anything is created; then go on in another."""
+        """Beat once here, so that a failure is seen before anything is created; then let the keeper go on."""
         self.stop()
         self._grant = grant
         self._leases = None
         self.beat()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="mlops-heartbeat", daemon=True)
-        self._thread.start()
+        self._stop = self._keeper.keep(self._again, self._settings.renew_for_s / _BEATS_PER_RENEWAL)
 
     def renew_through(self, leases: IronicLeases) -> None:
         """From now on a beat renews the allocations too."""
@@ -75,10 +82,11 @@ class RunHeartbeat:
 
     def stop(self) -> None:
         """No more beats; waits for one in progress. Idempotent."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = None
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
+        with self._beating:
+            return  # one in progress has ended
 
     def forget(self) -> None:
         """Remove the heartbeat object: the run holds nothing any more."""
@@ -92,30 +100,35 @@ class RunHeartbeat:
             MlopsError: the lease could not be renewed.
         """
         with self._beating:
-            grant, leases = self._grant, self._leases
-            now = self._now()
-            if grant is None or now > grant.request.deadline:
-                return
-            if leases is not None:
-                self.renewed = leases.renew(grant)
-            body = {
-                "run_id": str(grant.run_id),
-                "generation": grant.generation,
-                "deadline": to_iso(grant.request.deadline),
-                "renewed_until": to_iso(now + timedelta(seconds=self._settings.renew_for_s)),
-            }
-            try:
-                self._store.put_json(self._key, body)
-            except RemoteError:
-                if leases is None:
-                    raise
-            self._last = self._clock.monotonic()
+            self._beat()
 
-    def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(self._settings.renew_for_s / _BEATS_PER_RENEWAL):
+    def _again(self) -> None:
+        with self._beating:
+            if self._stop is None:
+                return
             try:
-                self.beat()
+                self._beat()
             except MlopsError as error:
                 self.error = error
             else:
                 self.error = None
+
+    def _beat(self) -> None:
+        grant, leases = self._grant, self._leases
+        now = self._now()
+        if grant is None or now > grant.request.deadline:
+            return
+        if leases is not None:
+            self.renewed = leases.renew(grant)
+        body = {
+            "run_id": str(grant.run_id),
+            "generation": grant.generation,
+            "deadline": to_iso(grant.request.deadline),
+            "renewed_until": to_iso(now + timedelta(seconds=self._settings.renew_for_s)),
+        }
+        try:
+            self._store.put_json(self._key, body)
+        except RemoteError:
+            if leases is None:
+                raise
+        self._last = self._clock.monotonic()

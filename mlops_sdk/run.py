@@ -8,16 +8,18 @@
 Its id is fixed before anything is created and every name follows from it, so any process can find a run again
 (`Run.attach`), and a crash at any point is repaired by looking. While the process lives, a heartbeat renews the lease;
 when it dies, the reaper returns what it held.
+
+What waits (`lease`, `release`, `next_generation`) exists a second time as steps (`leasing`, `releasing`,
+`opening_next`), for an event loop: see `mlops_sdk.steps`.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -26,19 +28,18 @@ from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
-from mlops_sdk.capacity.providers.ironic_release import Held
-from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, RemoteError, ServiceUnavailable
+from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
-from mlops_sdk.history import Generation, History, Piece, read_history, request_to_json
-from mlops_sdk.identity.credential import CredentialRequest, RunCredential
+from mlops_sdk.history import History, read_history, request_to_json
+from mlops_sdk.holding import Holding, known
+from mlops_sdk.identity.credential import RunCredential
 from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
-from mlops_sdk.journal import EntryKind, Journal, note_evidence
-from mlops_sdk.names import resource_name, run_key
+from mlops_sdk.journal import EntryKind, Journal
+from mlops_sdk.names import run_key
 from mlops_sdk.proof import Proof
 from mlops_sdk.proving import prove
 from mlops_sdk.services import Services
+from mlops_sdk.steps import Steps, drive
 
 if TYPE_CHECKING:
     from mlops_sdk.client import Client
@@ -85,12 +86,15 @@ class Run:
         self.generation = 1
         self._fence = Fence(services.store, now=services.baremetal.now, ttl_s=self.settings.lease.renew_for_s)
         self._boundaries = Boundaries(self.journal)
-        self._credential: RunCredential | None = None
-        self._leases: IronicLeases | None = None
-        self._grant: Grant | None = None
+        self._holding: Holding | None = None
         self._lease: Lease | None = None
         self._heartbeat = RunHeartbeat(
-            self.store, self.prefix, settings=self.settings.lease, now=services.baremetal.now, clock=services.clock
+            self.store,
+            self.prefix,
+            settings=self.settings.lease,
+            now=services.baremetal.now,
+            clock=services.clock,
+            keeper=services.keeper,
         )
         self._given_back = False
         self._keep = False
@@ -138,9 +142,10 @@ class Run:
         Raises:
             LeaseLost: there is none before `lease` and after `release`.
         """
-        if self._credential is None:
+        credential = self._holds.credential
+        if credential is None:
             raise LeaseLost(f"run {self.key!r} has no credential", next_step="call run.lease() first")
-        return self._credential
+        return credential
 
     @property
     def held(self) -> Lease | None:
@@ -174,25 +179,40 @@ class Run:
             LeaseLost: this generation was given back already.
             AccessDenied: Keystone or Ironic refuses us.
         """
+        return drive(self.leasing(request), self._services.clock)
+
+    def leasing(self, request: LeaseRequest | None = None) -> Steps[Lease]:
+        """`lease`, as steps. Closed at a pause, it leaves what it got as it is: for whoever goes on elsewhere."""
         request = self._agree(request)
-        self._grant = Grant(
-            run_id=self.id,
-            deployment_id=self.settings.deployment_id,
-            generation=self.generation,
-            owner=self.owner,
-            request=request,
-            broker_key=self.settings.broker_key,
-        )
+        self._holds.ask(request)
         self.journal.append(EntryKind.INTENT, "lease", generation=self.generation, request=request_to_json(request))
         try:
-            return self._acquire(self._grant)
+            return (yield from self._acquiring(request))
+        except GeneratorExit:
+            raise
         except BaseException as error:
             reason = EndReason.CANCELLED
             if isinstance(error, MlopsError):
                 reason = EndReason.NO_CAPACITY if isinstance(error, NoCapacity) else EndReason.NODE_FAILED
             with _keeping(error):
-                self.release(reason)
+                yield from self.releasing(reason)
             raise
+
+    def adopting(self) -> Steps[Lease]:
+        """The machines that this generation was leased already, as steps; makes none, gives none back if that fails.
+
+        Raises:
+            LeaseLost: this generation holds no lease, or lost it.
+            ServiceUnavailable: a service is away; the lease may be all right.
+        """
+        generation = self._holds.state()
+        if generation.state is not LeaseState.ACTIVE:
+            raise LeaseLost(
+                f"generation {self.generation} of run {self.key!r} holds no machines",
+                seen=generation.state.value if generation.state else "nothing was asked for",
+                next_step="lease machines first, or open the next generation",
+            )
+        return (yield from self._acquiring(known(generation.request)))
 
     def raise_if_lost(self) -> None:
         """Check that the machines are still ours.
@@ -222,14 +242,16 @@ class Run:
 
         Returns the evidence per machine, also when the reaper or another process was faster.
         """
-        generation = self._generation_state()
+        return drive(self.releasing(reason), self._services.clock)
+
+    def releasing(self, reason: EndReason = EndReason.FINISHED) -> Steps[tuple[NodeEvidence, ...]]:
+        """`release`, as steps."""
+        generation = self._holds.state()
         if self._given_back or generation.request is None:
             self._heartbeat.stop()
             return tuple(p.evidence for p in generation.pieces.values() if p.evidence is not None)
         self.journal.note(EntryKind.INTENT, "release", generation=self.generation, reason=reason.value)
-        evidence = self._release_machines(generation, reason)
-        self._drop_stale_claims({item.resource for item in evidence if item.clean})
-        self._revoke(resource_name(self.id, self.generation, "cred"))
+        evidence = yield from self._holds.give_back(generation, reason)
         self.journal.note(
             EntryKind.OUTCOME,
             "release",
@@ -240,16 +262,18 @@ class Run:
         self._heartbeat.forget()
         self._given_back = True
         self._lease = None
-        self._credential = None
-        self._leases = None
         return evidence
 
     def next_generation(self) -> int:
         """Give this generation back and open the next one: how a retry after a failure begins."""
-        self.release(EndReason.NODE_FAILED)
+        return drive(self.opening_next(), self._services.clock)
+
+    def opening_next(self) -> Steps[int]:
+        """`next_generation`, as steps."""
+        yield from self.releasing(EndReason.NODE_FAILED)
         self.generation += 1
         self._given_back = False
-        self._grant = None
+        self._holding = None
         self.journal.append(EntryKind.EVENT, "generation", generation=self.generation)
         return self.generation
 
@@ -297,7 +321,7 @@ class Run:
 
     def _agree(self, request: LeaseRequest | None) -> LeaseRequest:
         """The request of this generation: the journalled one if there is one."""
-        generation = self._generation_state()
+        generation = self._holds.state()
         if generation.state in {LeaseState.RELEASING, LeaseState.RELEASED} or self._given_back:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} was given back",
@@ -309,7 +333,7 @@ class Run:
                 f"run {self.key!r} never asked for a lease", next_step="call run.lease() with a LeaseRequest"
             )
         if earlier is None or request is None:
-            return request or _known(earlier)
+            return request or known(earlier)
         if replace(request, deadline=earlier.deadline, wait_s=earlier.wait_s) != earlier:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} was asked for as {earlier}, not {request}",
@@ -317,25 +341,9 @@ class Run:
             )
         return replace(earlier, wait_s=request.wait_s)
 
-    def _acquire(self, grant: Grant) -> Lease:
-        self._heartbeat.start(grant)
-        wanted = CredentialRequest(
-            run_id=self.id,
-            deployment_id=self.settings.deployment_id,
-            generation=self.generation,
-            deadline=grant.request.deadline,
-            grace_s=self.settings.lease.grace_s,
-        )
-        with self._boundaries.around("credential.create", wanted.name, generation=self.generation) as detail:
-            self._credential = self._services.broker.mint(wanted, now=self._services.baremetal.now())
-            detail.update(credential_id=self._credential.id, expires_at=to_iso(self._credential.expires_at))
-        api = self._services.connect(self._credential.login(self.settings.keystone))
-        self._leases = self._on(api)
-        self._heartbeat.renew_through(self._leases)
-        pieces = self._generation_state().pieces.values()
-        nodes = self._leases.acquire(grant, deployed={piece.name for piece in pieces if piece.deployed})
-        self._heartbeat.all_there()
-        self._lease = Lease(nodes=nodes, generation=self.generation, request=grant.request)
+    def _acquiring(self, request: LeaseRequest) -> Steps[Lease]:
+        nodes = yield from self._holds.get(request)
+        self._lease = Lease(nodes=nodes, generation=self.generation, request=request)
         self.journal.append(
             EntryKind.OUTCOME,
             "lease",
@@ -344,79 +352,21 @@ class Run:
         )
         return self._lease
 
-    def _on(self, api: BaremetalApi) -> IronicLeases:
-        boundary = partial(self._boundaries.around, generation=self.generation)
-        return IronicLeases(api, self._fence, self.settings.lease, self._services.clock, boundary=boundary)
-
-    def _release_machines(self, generation: Generation, reason: EndReason) -> tuple[NodeEvidence, ...]:
-        """Through the run's own credential while there is one; through the broker's login when it is gone."""
-        grant = self._grant or Grant(
-            run_id=self.id,
-            deployment_id=self.settings.deployment_id,
-            generation=self.generation,
-            owner=self.owner,
-            request=_known(generation.request),
-            broker_key=self.settings.broker_key,
-        )
-        todo = [_held(generation, name) for name in grant.names]
-        leases = self._leases or self._on(self._services.baremetal)
-
-        def on_evidence(evidence: NodeEvidence) -> None:
-            self._note_evidence(generation, grant, evidence)
-
-        try:
-            return leases.release(grant, todo, reason=reason, on_evidence=on_evidence)
-        except AccessDenied:
-            if self._leases is None:
-                raise
-            leases = self._on(self._services.baremetal)
-            return leases.release(grant, todo, reason=reason, on_evidence=on_evidence)
-
-    def _drop_stale_claims(self, clean: set[str]) -> None:
-        """Remove claims on our own pieces that a dead process left, once the machines are back and clean."""
-        with suppress(ServiceUnavailable):
-            for claim in list(self._fence.claims()):
-                if claim.details.get("run_key") == self.key and claim.details.get("name") in clean:
-                    self._fence.drop(claim)
-
-    def _note_evidence(self, generation: Generation, grant: Grant, evidence: NodeEvidence) -> None:
-        note_evidence(
-            self.journal,
-            evidence,
-            generation=generation.number,
-            resource_class=grant.request.resource_class,
-            since=_held(generation, evidence.resource).since,
-        )
-        self._boundaries.tell(
-            "machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value}
-        )
-
-    def _revoke(self, name: str) -> None:
-        with self._boundaries.around("credential.revoke", name, generation=self.generation) as detail:
-            detail["was_there"] = self._services.broker.revoke(name)
-
-    def _generation_state(self) -> Generation:
-        try:
-            found = self.history().generations.get(self.generation)
-        except RemoteError:
-            if self._grant is None:
-                raise
-            # S3 is down while we give back: what this process knows is enough
-            found = Generation(number=self.generation, request=self._grant.request)
-            for name in self._grant.names:
-                found.pieces[name] = Piece(name=name, deployed=True)
-        return found or Generation(number=self.generation)
-
-
-def _held(generation: Generation, name: str) -> Held:
-    piece = generation.pieces.get(name) or Piece(name=name)
-    return Held(name=name, node_id=piece.node_id, deployed=piece.deployed, since=piece.since)
-
-
-def _known(request: LeaseRequest | None) -> LeaseRequest:
-    if request is None:
-        raise LeaseLost("this generation never asked for a lease", next_step="call run.lease() with a LeaseRequest")
-    return request
+    @property
+    def _holds(self) -> Holding:
+        """What the current generation holds."""
+        if self._holding is None or self._holding.number != self.generation:
+            self._holding = Holding(
+                self._services,
+                self.journal,
+                self._boundaries,
+                self._fence,
+                self._heartbeat,
+                run_id=self.id,
+                owner=self.owner,
+                number=self.generation,
+            )
+        return self._holding
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
 from mlops_sdk.clock import Clock, SystemClock
 from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.identity.credential import CredentialBroker
+from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.objects import ObjectStore
 
 
@@ -23,6 +24,7 @@ class Services:
         baremetal: Ironic through the broker's login: clock, quotes, proofs, release when the run's credential is gone.
         connect: Ironic through another login: each run's own.
         clock: Durations and pauses.
+        keeper: Calls the heartbeats of runs.
     """
 
     settings: Settings
@@ -31,3 +33,4 @@ class Services:
     baremetal: BaremetalApi
     connect: Callable[[KeystoneSettings], BaremetalApi]
     clock: Clock = field(default_factory=SystemClock)
+    keeper: Keeper = field(default_factory=ThreadKeeper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,6 +21,11 @@ class FakeClock:
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self._elapsed += seconds
+
+    async def asleep(self, seconds: float) -> None:
+        """Let time pass, and other tasks have their turn."""
+        self.sleep(seconds)
+        await asyncio.sleep(0)
 
     def now(self) -> datetime:
         """The service's clock."""

@@ -22,6 +22,7 @@ from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.errors import AccessDenied
 from mlops_sdk.identity import credential as identity
 from mlops_sdk.identity.credential import AccessRule, CredentialApi, CredentialBroker, StoredCredential, StoredRule
+from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.services import Services
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import FaultScript
@@ -95,11 +96,11 @@ class FakeCloud:
         self.machines[shown.id] = machine
         return machine
 
-    def client(self) -> Client:
+    def client(self, *, keeper: Keeper | None = None) -> Client:
         """A client of this cloud: its own "process"."""
-        return Client.with_services(self.services())
+        return Client.with_services(self.services(keeper=keeper))
 
-    def services(self) -> Services:
+    def services(self, *, keeper: Keeper | None = None) -> Services:
         """What a run talks to."""
         broker = CredentialBroker(FakeCredentials(self), self.settings.broker_key)
         return Services(
@@ -109,6 +110,7 @@ class FakeCloud:
             baremetal=FakeBaremetal(self),
             connect=lambda login: FakeBaremetal(self, login),
             clock=self.clock,
+            keeper=keeper or ThreadKeeper(),
         )
 
     def reaper(self) -> Reaper:

@@ -29,6 +29,7 @@ from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
 from mlops_sdk.names import resource_name, run_key
+from mlops_sdk.steps import Steps
 
 _REFUSED_POLLS = 60
 _NAME_POLLS = 5
@@ -62,7 +63,7 @@ class IronicLeases:
         api: Ironic.
         fence: This party's claims.
         settings: Periods and limits.
-        clock: Durations and pauses.
+        clock: Durations. Pauses are yielded: see `mlops_sdk.steps`.
         boundary: Told before and after each call that changes something.
     """
 
@@ -81,7 +82,7 @@ class IronicLeases:
         self._clock = clock
         self._boundary = boundary
 
-    def acquire(self, grant: Grant, *, deployed: Collection[str] = ()) -> tuple[Node, ...]:
+    def acquire(self, grant: Grant, *, deployed: Collection[str] = ()) -> Steps[tuple[Node, ...]]:
         """All machines of a lease, deployed; what this generation has already is adopted. Idempotent.
 
         On `NoCapacity` nothing is held any more. On any other error the caller gives back (`release`).
@@ -96,8 +97,8 @@ class IronicLeases:
             LeaseLost: a name belongs to somebody else.
         """
         self._check_still_there(grant, deployed)
-        self._allocate(grant)
-        return self._deploy(grant)
+        yield from self._allocate(grant)
+        return (yield from self._deploy(grant))
 
     def renew(self, grant: Grant) -> int:
         """Extend the hold of every machine there is; how many there were. Idempotent."""
@@ -112,7 +113,7 @@ class IronicLeases:
         *,
         reason: EndReason,
         on_evidence: Callable[[NodeEvidence], None],
-    ) -> tuple[NodeEvidence, ...]:
+    ) -> Steps[tuple[NodeEvidence, ...]]:
         """Give machines back and wait for their cleaning. Idempotent: what is gone is proven by what `held` knows."""
 
         def entitled(allocation: Allocation) -> bool:
@@ -163,13 +164,13 @@ class IronicLeases:
                 next_step="open the next generation of the run",
             )
 
-    def _allocate(self, grant: Grant) -> None:
+    def _allocate(self, grant: Grant) -> Steps[None]:
         end = self._clock.monotonic() + grant.request.wait_s
         while True:
-            seen = self._allocate_round(grant)
+            seen = yield from self._allocate_round(grant)
             if not seen:
                 return
-            self.release(
+            yield from self.release(
                 grant,
                 [Held(name=name) for name in grant.names],
                 reason=EndReason.NO_CAPACITY,
@@ -182,9 +183,9 @@ class IronicLeases:
                     seen=f"{seen}; {self._free(grant.request)}",
                     next_step="ask for fewer machines, wait longer (wait_s), or see who holds them: `mlops lease list`",
                 )
-            self._clock.sleep(min(max(self._settings.poll_s, 0.01), left))
+            yield min(max(self._settings.poll_s, 0.01), left)
 
-    def _allocate_round(self, grant: Grant) -> str:
+    def _allocate_round(self, grant: Grant) -> Steps[str]:
         """Ask for every machine once and wait for Ironic's answers. Ironic's words when one cannot be had, else ""."""
         names = grant.names
         found = {name: self._api.get_allocation(name) for name in names}
@@ -202,10 +203,10 @@ class IronicLeases:
             )
         for index, name in enumerate(names):
             if found[name] is None:
-                found[name] = self._create(grant, index)
-        return self._wait_allocated(grant, found)
+                found[name] = yield from self._create(grant, index)
+        return (yield from self._wait_allocated(grant, found))
 
-    def _wait_allocated(self, grant: Grant, found: dict[str, Allocation | None]) -> str:
+    def _wait_allocated(self, grant: Grant, found: dict[str, Allocation | None]) -> Steps[str]:
         unknown = 0
         end = self._clock.monotonic() + self._settings.deploy_timeout_s
         while True:
@@ -223,10 +224,10 @@ class IronicLeases:
                     seen=", ".join(f"{name}: {state!r}" for name, state in states.items()),
                     next_step="see Ironic's log",
                 )
-            self._clock.sleep(self._settings.poll_s)
+            yield self._settings.poll_s
             found.update({name: self._api.get_allocation(name) for name in waiting})
 
-    def _create(self, grant: Grant, index: int) -> Allocation:
+    def _create(self, grant: Grant, index: int) -> Steps[Allocation]:
         name = grant.name(index)
         with self._boundary("allocation.create", name, resource_class=grant.request.resource_class) as detail:
             for _ in range(_NAME_POLLS):
@@ -243,7 +244,7 @@ class IronicLeases:
                     self._check_owner(grant, {name: allocation})
                     detail.update(allocation_id=allocation.id)
                     return allocation
-                self._clock.sleep(self._settings.poll_s)
+                yield self._settings.poll_s
         raise _name_taken(name, "Ironic says the name is taken but shows no such allocation to us")
 
     def _check_owner(self, grant: Grant, found: Mapping[str, Allocation | None]) -> None:
@@ -258,7 +259,7 @@ class IronicLeases:
         machine = self._api.get_machine(allocation.node_id) if allocation.node_id else None
         return machine is not None and machine.provision_state != "available"
 
-    def _deploy(self, grant: Grant) -> tuple[Node, ...]:
+    def _deploy(self, grant: Grant) -> Steps[tuple[Node, ...]]:
         end = self._clock.monotonic() + self._settings.deploy_timeout_s
         ready: dict[int, Node] = {}
         watch = _Watch()
@@ -276,7 +277,7 @@ class IronicLeases:
                     seen="; ".join(watch.seen[i] for i in range(grant.request.nodes) if i not in ready),
                     next_step="see the machine's console and Ironic's log; the next generation gets other machines",
                 )
-            self._clock.sleep(self._settings.poll_s)
+            yield self._settings.poll_s
 
     def _deploy_step(self, grant: Grant, index: int, watch: _Watch) -> Node | None:
         allocation = self._api.get_allocation(grant.name(index))

@@ -15,6 +15,7 @@ from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.steps import Steps
 
 UNKNOWN_POLLS = 5
 _TEAR_DOWNS = 3
@@ -233,7 +234,7 @@ def release_all(
     settings: LeaseSettings,
     clock: Clock,
     on_evidence: Callable[[NodeEvidence], None],
-) -> tuple[NodeEvidence, ...]:
+) -> Steps[tuple[NodeEvidence, ...]]:
     """Walk several releases side by side until each ended or the cleaning time is up. In the order given."""
     end = clock.monotonic() + settings.clean_timeout_s
     found: dict[str, NodeEvidence] = {}
@@ -253,5 +254,5 @@ def release_all(
                     found[release.name] = release.evidence(Outcome.PENDING)
                     on_evidence(found[release.name])
             break
-        clock.sleep(settings.poll_s)
+        yield settings.poll_s
     return tuple(found[release.name] for release in releases)

@@ -1,0 +1,173 @@
+"""What one generation of a run holds, and how it is got and given back: credential, allocations, machines."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from functools import partial
+
+from mlops_sdk.boundaries import Boundaries
+from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
+from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.providers.ironic_release import Held
+from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
+from mlops_sdk.heartbeat import RunHeartbeat
+from mlops_sdk.history import Generation, Piece, read_history
+from mlops_sdk.identity.credential import CredentialRequest, RunCredential
+from mlops_sdk.journal import Journal, note_evidence
+from mlops_sdk.names import resource_name, run_key
+from mlops_sdk.services import Services
+from mlops_sdk.steps import Steps
+
+
+class Holding:
+    """One generation of one run.
+
+    Attributes:
+        credential: The run's own, once there is one.
+        number: Which generation.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        journal: Journal,
+        boundaries: Boundaries,
+        fence: Fence,
+        heartbeat: RunHeartbeat,
+        *,
+        run_id: uuid.UUID,
+        owner: str,
+        number: int,
+    ) -> None:
+        self.number = number
+        self.credential: RunCredential | None = None
+        self._services = services
+        self._settings = services.settings
+        self._journal = journal
+        self._boundaries = boundaries
+        self._fence = fence
+        self._heartbeat = heartbeat
+        self._run_id = run_id
+        self._owner = owner
+        self._grant: Grant | None = None
+        self._leases: IronicLeases | None = None
+
+    def state(self) -> Generation:
+        """What the journal tells of it."""
+        try:
+            found = read_history(self._journal.entries()).generations.get(self.number)
+        except RemoteError:
+            if self._grant is None:
+                raise
+            # S3 is down while we give back: what this process knows is enough
+            found = Generation(number=self.number, request=self._grant.request)
+            for name in self._grant.names:
+                found.pieces[name] = Piece(name=name, deployed=True)
+        return found or Generation(number=self.number)
+
+    def ask(self, request: LeaseRequest) -> None:
+        """From now on this is what is held or wanted: giving back covers all of it."""
+        self._grant = self._grant_of(request)
+
+    def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
+        """Credential and machines, look-up-or-create; renewed from the first moment on."""
+        grant = self._grant = self._grant_of(request)
+        self._heartbeat.start(grant)
+        wanted = CredentialRequest(
+            run_id=self._run_id,
+            deployment_id=self._settings.deployment_id,
+            generation=self.number,
+            deadline=grant.request.deadline,
+            grace_s=self._settings.lease.grace_s,
+        )
+        with self._boundaries.around("credential.create", wanted.name, generation=self.number) as detail:
+            self.credential = self._services.broker.mint(wanted, now=self._services.baremetal.now())
+            detail.update(credential_id=self.credential.id, expires_at=to_iso(self.credential.expires_at))
+        api = self._services.connect(self.credential.login(self._settings.keystone))
+        self._leases = self._on(api)
+        self._heartbeat.renew_through(self._leases)
+        pieces = self.state().pieces.values()
+        nodes = yield from self._leases.acquire(grant, deployed={piece.name for piece in pieces if piece.deployed})
+        self._heartbeat.all_there()
+        return nodes
+
+    def give_back(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
+        """Machines, claims, credential. Idempotent."""
+        evidence = yield from self._give_back_machines(generation, reason)
+        self._drop_stale_claims({item.resource for item in evidence if item.clean})
+        self._revoke(resource_name(self._run_id, self.number, "cred"))
+        self.credential = None
+        self._leases = None
+        return evidence
+
+    def _give_back_machines(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
+        """Through the run's own credential while there is one; through the broker's login when it is gone."""
+        grant = self._grant or self._grant_of(known(generation.request))
+        todo = [_held(generation, name) for name in grant.names]
+        leases = self._leases or self._on(self._services.baremetal)
+        on_evidence = partial(self._note_evidence, generation, grant)
+        try:
+            return (yield from leases.release(grant, todo, reason=reason, on_evidence=on_evidence))
+        except AccessDenied:
+            if self._leases is None:
+                raise
+            leases = self._on(self._services.baremetal)
+            return (yield from leases.release(grant, todo, reason=reason, on_evidence=on_evidence))
+
+    def _grant_of(self, request: LeaseRequest) -> Grant:
+        return Grant(
+            run_id=self._run_id,
+            deployment_id=self._settings.deployment_id,
+            generation=self.number,
+            owner=self._owner,
+            request=request,
+            broker_key=self._settings.broker_key,
+        )
+
+    def _on(self, api: BaremetalApi) -> IronicLeases:
+        boundary = partial(self._boundaries.around, generation=self.number)
+        return IronicLeases(api, self._fence, self._settings.lease, self._services.clock, boundary=boundary)
+
+    def _drop_stale_claims(self, clean: set[str]) -> None:
+        """Remove claims on our own pieces that a dead process left, once the machines are back and clean."""
+        with suppress(ServiceUnavailable):
+            for claim in list(self._fence.claims()):
+                if claim.details.get("run_key") == run_key(self._run_id) and claim.details.get("name") in clean:
+                    self._fence.drop(claim)
+
+    def _note_evidence(self, generation: Generation, grant: Grant, evidence: NodeEvidence) -> None:
+        note_evidence(
+            self._journal,
+            evidence,
+            generation=self.number,
+            resource_class=grant.request.resource_class,
+            since=_held(generation, evidence.resource).since,
+        )
+        self._boundaries.tell(
+            "machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value}
+        )
+
+    def _revoke(self, name: str) -> None:
+        with self._boundaries.around("credential.revoke", name, generation=self.number) as detail:
+            detail["was_there"] = self._services.broker.revoke(name)
+
+
+def known(request: LeaseRequest | None) -> LeaseRequest:
+    """The request of a generation that has one.
+
+    Raises:
+        LeaseLost: it never asked for anything.
+    """
+    if request is None:
+        raise LeaseLost("this generation never asked for a lease", next_step="call run.lease() with a LeaseRequest")
+    return request
+
+
+def _held(generation: Generation, name: str) -> Held:
+    piece = generation.pieces.get(name) or Piece(name=name)
+    return Held(name=name, node_id=piece.node_id, deployed=piece.deployed, since=piece.since)

@@ -1,0 +1,84 @@
+"""Work that waits now and then, as data: a generator that yields the seconds to pause, and two ways to drive it.
+
+The decisions stay in one place. A plain thread drives it with a clock; an event loop drives it without a thread that
+blocks: each step runs in a worker thread, each pause in the loop. What stops between two steps stops there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from mlops_sdk.clock import Clock
+
+T = TypeVar("T")
+
+# Yields seconds to pause, returns a T. What is thrown in at a pause is what interrupted the pause; an interruption that
+# may not clean up (the work goes on in another process) closes the generator.
+Steps: TypeAlias = Generator[float, None, T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    value: T
+
+
+def drive(steps: Steps[T], clock: Clock) -> T:
+    """Do the work in this thread; returns its result. What interrupts a pause is raised inside the work."""
+    try:
+        pause = next(steps)
+        while True:
+            try:
+                clock.sleep(pause)
+            except BaseException as error:  # noqa: BLE001 - the work itself decides what an interruption means
+                pause = steps.throw(error)
+            else:
+                pause = next(steps)
+    except StopIteration as done:
+        return done.value
+
+
+async def adrive(steps: Steps[T], clock: Clock) -> T:
+    """Do the work in an event loop; returns its result.
+
+    Cancelled, it lets the step that runs end, takes no further one, and leaves what was got as it is: no clean-up of
+    the work's own runs. Whoever cancels decides whether to go on elsewhere or to give back.
+    """
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(_advance, steps))
+            await settled(step)
+            outcome = step.result()
+            if isinstance(outcome, _Done):
+                return outcome.value
+            await clock.asleep(outcome)
+    except asyncio.CancelledError:
+        steps.close()
+        raise
+
+
+async def settled(task: asyncio.Future[Any]) -> None:
+    """Wait until a task is done, however often we are cancelled meanwhile. The first cancellation is raised then.
+
+    For work that must not be cut off: Airflow's triggerer cancels a trigger again every second until it has ended.
+    """
+    first: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            first = first or error
+    if first is not None:
+        if not task.cancelled():
+            task.exception()  # looked at: nobody else will
+        raise first
+
+
+def _advance(steps: Steps[T]) -> _Done[T] | float:
+    """One step. A result cannot leave a worker thread as StopIteration."""
+    try:
+        return next(steps)
+    except StopIteration as done:
+        return _Done(done.value)
