@@ -18,10 +18,11 @@ class _Model(BaseModel):
 
 
 class GitState(_Model):
-    """The commit of the code, and whether files differed from it."""
+    """The commit of the code, whether files differed from it, and the clone URL if it came from one."""
 
     commit: str
     dirty: bool
+    repository: str = ""
 
 
 class NodeRecord(_Model):
@@ -82,6 +83,11 @@ class Lineage(_Model):
         attempts: Starts of the job.
         metrics: Figures of the model (``bits_per_byte``, ``baseline_bits_per_byte``, ...).
         args: The program's arguments.
+        data_revision: The commit of the data repository that says which data it was; empty if it was not pinned.
+        model_prefix: Where the exported model is in the bucket.
+        held_out: Bits per byte on held-out text, per kind of text that it was trained on.
+        champion_held_out: The same of the model that served then, where it was measured.
+        baseline_held_out: The same of the baseline.
     """
 
     run_id: uuid.UUID
@@ -97,6 +103,11 @@ class Lineage(_Model):
     attempts: int = Field(ge=1)
     metrics: dict[str, float]
     args: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    data_revision: str = ""
+    model_prefix: str = ""
+    held_out: dict[str, float] = Field(default_factory=dict[str, float])
+    champion_held_out: dict[str, float] = Field(default_factory=dict[str, float])
+    baseline_held_out: dict[str, float] = Field(default_factory=dict[str, float])
 
     def to_bytes(self) -> bytes:
         """The content of ``lineage.json``."""
@@ -115,7 +126,12 @@ def tags_of(lineage: Lineage) -> dict[str, str]:
         "mlops.owner": lineage.owner,
         "mlops.git_commit": lineage.git.commit,
         "mlops.git_dirty": str(lineage.git.dirty).lower(),
+        "mlops.git_repository": lineage.git.repository,
         "mlops.data_sha256": lineage.data_sha256,
+        "mlops.data_revision": lineage.data_revision,
+        "mlops.kinds": ",".join(sorted(lineage.held_out)),
+        "mlops.held_out": to_json(lineage.held_out).decode(),
+        "mlops.model_prefix": lineage.model_prefix,
         "mlops.model_sha256": lineage.model_sha256,
         "mlops.lease": ",".join(lineage.lease.names),
         "mlops.nodes": ",".join(node.name for node in lineage.nodes),
@@ -143,6 +159,9 @@ def metrics_of(lineage: Lineage) -> dict[str, float]:
     """What MLflow plots."""
     return {
         **lineage.metrics,
+        **{f"held_out_{kind}": value for kind, value in lineage.held_out.items()},
+        **{f"champion_held_out_{kind}": value for kind, value in lineage.champion_held_out.items()},
+        **{f"baseline_held_out_{kind}": value for kind, value in lineage.baseline_held_out.items()},
         "node_seconds": lineage.cost.node_seconds,
         "cost": lineage.cost.amount,
         "checkpoint_step": float(lineage.checkpoint.step),

@@ -69,6 +69,18 @@ def fetch_model(store: ObjectStore, prefix: str, folder: Path, *, sha256: str = 
     Raises:
         RegistryError: the manifest or a file is missing or is not what was exported.
     """
+    manifest, digest = read_manifest(store, prefix, sha256=sha256)
+    for name, record in manifest.files.items():
+        _fetch(store, f"{prefix}/{name}", folder / name, record)
+    return ModelFolder(folder=folder, manifest=manifest, sha256=digest)
+
+
+def read_manifest(store: ObjectStore, prefix: str, *, sha256: str = "") -> tuple[ModelManifest, str]:
+    """The manifest of an exported model, and its hash.
+
+    Raises:
+        RegistryError: it is missing, is not what was exported, or names a file outside its folder.
+    """
     key = f"{prefix}/{MANIFEST}"
     body = store.get(key)
     if body is None:
@@ -84,11 +96,10 @@ def fetch_model(store: ObjectStore, prefix: str, folder: Path, *, sha256: str = 
             seen=f"{error.error_count()} fields are wrong",
             next_step="export the model again",
         ) from error
-    for name, record in manifest.files.items():
+    for name in manifest.files:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise RegistryError(f"model manifest {key!r} names {name!r}", next_step="export the model again")
-        _fetch(store, f"{prefix}/{name}", folder / name, record)
-    return ModelFolder(folder=folder, manifest=manifest, sha256=digest)
+    return manifest, digest
 
 
 def _fetch(store: ObjectStore, key: str, path: Path, record: FileRecord) -> None:

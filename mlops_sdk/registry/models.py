@@ -64,7 +64,7 @@ def ensure_run(
     """
     api = MlflowApi(settings)
     tags = identity_tags(run_id, generation)
-    return _trying(experiment, lambda: _ensure_run(api, tags, experiment, name or str(run_id)))
+    return trying(experiment, lambda: _ensure_run(api, tags, experiment, name or str(run_id)))
 
 
 def register(
@@ -101,15 +101,35 @@ def register(
         api.post("runs/update", run_id=run.id, status="FINISHED", end_time=_now_ms())
         return model
 
-    return _trying(name, once)
+    return trying(name, once)
 
 
 def find_version(settings: MlflowSettings, name: str, run_id: uuid.UUID, generation: int) -> RegisteredModel | None:
     """The model version that a generation of a run registered, if it did."""
     api = MlflowApi(settings)
     wanted = identity_tags(run_id, generation)
-    found = _trying(name, lambda: [v for v in _versions(api, name) if wanted.items() <= _tags(v).items()])
+    found = trying(name, lambda: [v for v in _versions(api, name) if wanted.items() <= tags_of_version(v).items()])
     return _model(found[0]) if found else None
+
+
+def tags_of_version(version: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a model version, as the API gives it."""
+    return {str(tag["key"]): str(tag["value"]) for tag in version.get("tags", [])}
+
+
+def trying(name: str, step: Callable[[], T]) -> T:
+    """Do a step that may be repeated as a whole, until MLflow answers or the attempts are used up."""
+    try:
+        for attempt in stamina.retry_context(on=ServiceUnavailable, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5):
+            with attempt:
+                return step()
+    except MlflowFailure as failure:
+        raise RegistryError(
+            f"model {name!r} could not be registered: {failure.action}",
+            seen=f"{failure.status} {failure.code} {failure.message}".strip(),
+            next_step="see the MLflow server's log; registering again continues where it stopped",
+        ) from failure
+    raise RegistryError(f"model {name!r} was not registered", next_step="register it again")
 
 
 def _ensure_run(api: MlflowApi, tags: Mapping[str, str], experiment: str, name: str) -> MlflowRun:
@@ -179,7 +199,7 @@ def _ensure_version(api: MlflowApi, name: str, run: MlflowRun, lineage: Lineage)
     for other in others:  # as with runs
         api.delete("model-versions/delete", name=name, version=other["version"])
     for key, value in tags.items():
-        if _tags(first).get(key) != value:
+        if tags_of_version(first).get(key) != value:
             api.post("model-versions/set-tag", name=name, version=first["version"], key=key, value=value)
     return _model(first)
 
@@ -210,24 +230,5 @@ def _model(version: Mapping[str, Any]) -> RegisteredModel:
     )
 
 
-def _tags(version: Mapping[str, Any]) -> dict[str, str]:
-    return {str(tag["key"]): str(tag["value"]) for tag in version.get("tags", [])}
-
-
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _trying(name: str, step: Callable[[], T]) -> T:
-    """Do a step that may be repeated as a whole, until MLflow answers or the attempts are used up."""
-    try:
-        for attempt in stamina.retry_context(on=ServiceUnavailable, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5):
-            with attempt:
-                return step()
-    except MlflowFailure as failure:
-        raise RegistryError(
-            f"model {name!r} could not be registered: {failure.action}",
-            seen=f"{failure.status} {failure.code} {failure.message}".strip(),
-            next_step="see the MLflow server's log; registering again continues where it stopped",
-        ) from failure
-    raise RegistryError(f"model {name!r} was not registered", next_step="register it again")

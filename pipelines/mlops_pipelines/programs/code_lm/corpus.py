@@ -216,6 +216,11 @@ def prepared(
     return found if same else prepare(out_dir, vocabulary=vocabulary, files=sources)
 
 
+def build(folder: Path, **arguments: Any) -> Path:
+    """:func:`prepared`, for those who want the file."""
+    return prepared(folder, **arguments).path
+
+
 def samples(data: PreparedData, limit: int) -> dict[Kind, list[int]]:
     """Which held-out files to measure on, per kind: in the order of their paths' hashes, those that still fit.
 

@@ -1,0 +1,1 @@
+"""Data: validated against expectations, pinned as a revision, pulled by hash."""
