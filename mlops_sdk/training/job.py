@@ -19,6 +19,7 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.errors import JobFailed, MlopsError, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import to_json
 from mlops_sdk.remote.ssh import connected
+from mlops_sdk.steps import settled
 from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
 from mlops_sdk.training.events import AttemptEnded, JobEvent
@@ -101,6 +102,54 @@ def run_job(
     return thread.result()
 
 
+async def arun_job(
+    site: Site,
+    spec: LaunchSpec,
+    nodes: Sequence[Node],
+    *,
+    on_line: Callable[[str], None] = lambda _: None,
+    on_event: Callable[[JobEvent], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
+) -> JobResult:
+    """`run_job` in the event loop that runs now, for Airflow's triggerer: no thread, the same events and errors.
+
+    The callbacks are called in the loop and must not block; `check` is called in a worker thread. Cancelled, it ends
+    what runs on the machines before the cancellation comes out, however often it is cancelled meanwhile.
+    """
+    broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def guarded(callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        def call(what: Any) -> None:
+            try:
+                callback(what)
+            except Exception as error:  # noqa: BLE001 - ends the job and comes out of arun_job
+                if not broken.done():
+                    broken.set_result(error)
+
+        return call
+
+    job = asyncio.create_task(_run(site, spec, nodes, guarded(on_line), guarded(on_event)))
+    try:
+        while not job.done() and not broken.done():
+            await asyncio.wait([job, broken], timeout=_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+            if not job.done() and not broken.done():
+                await asyncio.to_thread(check)
+    finally:
+        await _ended(job)
+    if broken.done():
+        raise broken.result()
+    return job.result()
+
+
+async def _ended(job: asyncio.Task[JobResult]) -> None:
+    """Cancel it if it still runs, once: a second one would cut off the ending of what runs on the machines."""
+    if not job.done():
+        job.cancel()
+    await settled(job)
+    if not job.cancelled():
+        job.exception()  # looked at, for the case that another error is on its way out
+
+
 class _JobThread:
     """A coroutine in a thread and loop of its own."""
 
@@ -133,9 +182,7 @@ class _JobThread:
         task = asyncio.create_task(job)
         while not task.done() and not self._cancelled.is_set():
             await asyncio.wait([task], timeout=_CANCEL_POLL_S)
-        if not task.done():
-            task.cancel()  # once: a second one would cut off the ending of what runs on the machines
-            await asyncio.wait([task])
+        await _ended(task)
         return task.result()
 
 

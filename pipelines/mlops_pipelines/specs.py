@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlops_sdk.training.program import ProgramSpec
 
 ResourceClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")]
 Trait = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,255}$")]
@@ -32,23 +34,6 @@ class CapacitySpec(_Spec):
         description="Hard limit of the lease; the machines are returned then, whatever happens.",
     )
     wait_s: float = Field(default=60.0, ge=0, description="How long to wait for free capacity before giving up.")
-
-
-class ProgramSpec(_Spec):
-    """What runs on the machines."""
-
-    module: str = Field(pattern=r"^[A-Za-z_][\w.]*$", description="Python module that every rank runs.")
-    arguments: dict[str, JsonValue] = Field(
-        default_factory=dict[str, JsonValue], description="JSON arguments, read by the program from its context."
-    )
-    launcher: Literal["torchrun", "mpirun"] = Field(default="torchrun", description="What starts the ranks.")
-    processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks on each machine.")
-    max_attempts: int = Field(
-        default=3,
-        ge=1,
-        le=100,
-        description="Starts in all; only causes that trying again can cure (a killed worker, a lost node) use them up.",
-    )
 
 
 class TrainSpec(_Spec):

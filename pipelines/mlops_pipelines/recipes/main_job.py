@@ -22,8 +22,7 @@ from mlops_pipelines.programs.code_lm import corpus
 from mlops_pipelines.programs.code_lm.baseline import baseline_bits_per_byte
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
 from mlops_pipelines.recipes.timeline import Step, Timeline
-from mlops_pipelines.recipes.trained import Trained, lineage_of, remember, remembered
-from mlops_pipelines.specs import CapacitySpec, ProgramSpec, TrainSpec
+from mlops_pipelines.specs import CapacitySpec, TrainSpec
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
@@ -38,8 +37,10 @@ from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.bundle import put_bundle
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import JobResult, run_job
+from mlops_sdk.training.program import ProgramSpec
 from mlops_sdk.training.site import Site
-from mlops_sdk.training.spec import BundleRef, DataRef, Launcher, LaunchSpec
+from mlops_sdk.training.spec import BundleRef, DataRef
+from mlops_sdk.training.trained import Trained, TrainingOrder, check_same, lineage_of, order, remember, remembered
 
 PROGRAM_TESTS = Path("tests/unit/code_lm")
 PROMPT = "def __init__(self"
@@ -129,7 +130,9 @@ def run_main_job(
     with timeline.step("open the run") as step:
         run = client.start_run(job.name)
         run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
-        trained = remembered(run, job.spec)
+        trained = remembered(run)
+        if trained is not None:
+            check_same(run, trained, model_name=job.spec.model_name, program=job.spec.program)
         step.show(f"run {run.key}, generation {run.generation}" + (", trained already" if trained else ""))
     with run:
         if trained is None:
@@ -139,16 +142,18 @@ def run_main_job(
             with timeline.step("lease the machines") as step:
                 lease = _lease(step, run, request)
             with timeline.step("train") as step:
-                site = Site.of(run, tracking_run_id=_tracking_run(client, run, job))
+                wanted = _order(job.spec, git, bundle, data, _tracking_run(client, run, job))
+                order(run, wanted)
+                site = Site.of(run, tracking_run_id=wanted.tracking_run_id)
                 running = RunningJob(site=site, nodes=lease.nodes, step=step)
-                done = _train(running, run, _launch(job.spec, bundle, data), on_event)
-                trained = remember(run, lease, git, job.spec, done)
+                done = _train(running, run, wanted, on_event)
+                trained = remember(run, lease, wanted, done)
                 _show_training(step, trained, done)
         with timeline.step("fetch and try the model") as step:
             model = _fetch(step, run, trained, job.workdir)
             _compare(step, trained, baseline, refuse=job.beat_baseline)
         with timeline.step("register the model") as step:
-            lineage = lineage_of(client, run, trained, baseline)
+            lineage = lineage_of(client, run, trained, metrics={"baseline_bits_per_byte": baseline})
             registered = _register(step, client, model, job.spec.model_name, lineage)
             run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
         with timeline.step("give the machines back") as step:
@@ -218,26 +223,27 @@ def _tracking_run(client: Client, run: Run, job: MainJob) -> str:
     return ensure_run(client.mlflow, run.id, run.generation, experiment=experiment, name=job.name).id
 
 
-def _launch(spec: TrainSpec, bundle: BundleRef, data: corpus.PreparedData) -> LaunchSpec:
-    return LaunchSpec(
-        module=spec.program.module,
+def _order(
+    spec: TrainSpec, git: GitState, bundle: BundleRef, data: corpus.PreparedData, tracking_run_id: str
+) -> TrainingOrder:
+    return TrainingOrder(
+        model_name=spec.model_name,
+        program=spec.program,
         bundle=bundle,
-        args=spec.program.arguments,
-        launcher=Launcher(spec.program.launcher),
-        processes_per_node=spec.program.processes_per_node,
         data=(DataRef(name=corpus.FILE_NAME, sha256=data.sha256, size=data.size, key=data.key),),
-        max_attempts=spec.program.max_attempts,
+        git=git,
+        tracking_run_id=tracking_run_id,
     )
 
 
 def _train(
-    job: RunningJob, run: Run, launch: LaunchSpec, on_event: Callable[[RunningJob, JobEvent], None]
+    job: RunningJob, run: Run, wanted: TrainingOrder, on_event: Callable[[RunningJob, JobEvent], None]
 ) -> JobResult:
     def tell(event: JobEvent) -> None:
         _tell(job.step, event)
         on_event(job, event)
 
-    return run_job(job.site, launch, job.nodes, on_line=job.step.note, on_event=tell, check=run.raise_if_lost)
+    return run_job(job.site, wanted.launch, job.nodes, on_line=job.step.note, on_event=tell, check=run.raise_if_lost)
 
 
 def _show_training(step: Step, trained: Trained, done: JobResult) -> None:
