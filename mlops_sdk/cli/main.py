@@ -8,11 +8,13 @@ import sys
 import click
 import stamina.instrumentation
 
+from mlops_sdk.cli.alerts import alerts
 from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
 from mlops_sdk.cli.local import local
 from mlops_sdk.cli.reap import reap
 from mlops_sdk.cli.runs import runs
+from mlops_sdk.cli.webhooks import webhooks
 from mlops_sdk.errors import MlopsError
 
 
@@ -43,4 +45,6 @@ main.add_command(local)
 main.add_command(runs)
 main.add_command(lease)
 main.add_command(reap)
+main.add_command(webhooks)
+main.add_command(alerts)
 main.add_command(doctor)
