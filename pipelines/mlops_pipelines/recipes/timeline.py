@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,19 +92,11 @@ class Timeline:
     def step(self, name: str) -> Generator[Step]:
         """Run one step: its time is taken, its failure is recorded with the name of its log, and raised on."""
         number = len(self.steps) + 1
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        log = self.log_dir / f"{number:02d}-{slug}.log"
+        log = self._log_of(number, name)
         began = time.monotonic()
-        self.console.print(f"[dim]{began - self._began:7.1f}s[/dim] [bold]{number:2d}. {escape(name)}[/bold]")
         with log.open("w") as stream:
-            step = Step(
-                name=name,
-                log=log,
-                number=number,
-                stream=stream,
-                console=self.console,
-                timeline_began=self._began,
-            )
+            step = self._step(name, log, number, stream)
+            self._announce(step)
             self.steps.append(step)
             try:
                 self._on_boundary(name, "before")
@@ -113,11 +105,37 @@ class Timeline:
             except BaseException as error:
                 step.failed = f"{type(error).__name__}: {error}"
                 step.note(step.failed)
-                self.console.print(f"          [bold red]failed[/bold red] {escape(step.failed)}", highlight=False)
-                self.console.print(f"          log: {escape(str(log))}", highlight=False)
+                self._tell_failure(step)
                 raise
             finally:
                 step.seconds = time.monotonic() - began
+
+    def record(
+        self, name: str, *, seconds: float, evidence: Sequence[str] = (), failed: str = "", log: str = ""
+    ) -> Step:
+        """A step that somebody else has done (a task of Airflow), when it is over; `log` is what its log file gets."""
+        number = len(self.steps) + 1
+        path = self._log_of(number, name)
+        path.write_text(log)
+        with path.open("a") as stream:
+            step = self._step(name, path, number, stream)
+            self.steps.append(step)
+            step.seconds, step.failed = seconds, failed
+            self._announce(step)
+            for fact in evidence:
+                step.show(fact)
+            if failed:
+                self._tell_failure(step)
+        return step
+
+    def say(self, text: str) -> None:
+        """One line for the watcher, outside of any step."""
+        self.console.print(f"[dim]{self.seconds:7.1f}s[/dim]   {escape(text)}", highlight=False)
+
+    @property
+    def seconds(self) -> float:
+        """Since the recipe began."""
+        return time.monotonic() - self._began
 
     def note(self, text: str) -> None:
         """One line for the log of the step that runs; dropped between two steps."""
@@ -145,6 +163,21 @@ class Timeline:
         finally:
             signal.signal(signal.SIGTERM, before)
             self.print_table()
+
+    def _log_of(self, number: int, name: str) -> Path:
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        return self.log_dir / f"{number:02d}-{slug}.log"
+
+    def _step(self, name: str, log: Path, number: int, stream: TextIO) -> Step:
+        return Step(name=name, log=log, number=number, stream=stream, console=self.console, timeline_began=self._began)
+
+    def _announce(self, step: Step) -> None:
+        line = f"[dim]{self.seconds:7.1f}s[/dim] [bold]{step.number:2d}. {escape(step.name)}[/bold]"
+        self.console.print(line)
+
+    def _tell_failure(self, step: Step) -> None:
+        self.console.print(f"          [bold red]failed[/bold red] {escape(step.failed)}", highlight=False)
+        self.console.print(f"          log: {escape(str(step.log))}", highlight=False)
 
     def print_table(self) -> None:
         """The closing table."""
