@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from mlops_sdk.webhooks.config import CONFIG_VARIABLE, WebhookSettings
 from mlops_sdk.webhooks.entry import Entry
 from mlops_sdk.webhooks.inbox import Inbox
 
+_STACK_FILE = Path(".mlops/stacks/default/git/webhook.toml")
 _config = click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help=f"settings file (default: {CONFIG_VARIABLE} and MLOPS_WEBHOOK_* variables)",
+    help=f"settings file (default: MLOPS_WEBHOOK_* variables, {CONFIG_VARIABLE} among them; else {_STACK_FILE})",
 )
 
 
@@ -63,7 +65,9 @@ def retry(config: Path | None, key: str) -> None:
 
 
 def _inbox(config: Path | None) -> Inbox:
-    return Inbox(WebhookSettings.load(config).inbox_url.get_secret_value())
+    told = config is not None or any(name.startswith("MLOPS_WEBHOOK_") for name in os.environ)
+    path = config if told or not _STACK_FILE.exists() else _STACK_FILE
+    return Inbox(WebhookSettings.load(path).inbox_url.get_secret_value())
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

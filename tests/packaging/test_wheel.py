@@ -86,6 +86,7 @@ def test_the_wheel_holds_the_four_typed_packages_and_nothing_else(tmp_path: Path
     entry_points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert "mlops = mlops_sdk.cli.main:main" in entry_points
     assert "[apache_airflow_provider]" in entry_points
+    assert "[airflow.plugins]" in entry_points
 
 
 def test_the_same_sources_give_the_same_wheel_wherever_and_whenever_it_is_built(tmp_path: Path) -> None:
