@@ -8,7 +8,8 @@
     ├── CapacityError
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
-    │   └── LeaseLost              the lease ended, or somebody else owns the name
+    │   ├── LeaseLost              the lease ended, or somebody else owns the name
+    │   └── LeasesOverdue          something is held past its time, and nobody has taken it back
     ├── RemoteCommandError
     │   ├── HostKeyMismatch        the machine at the address is not the machine that was leased
     │   └── JobFailed              the program on the nodes ended with an error; names rank, node and log
@@ -29,6 +30,8 @@
     │   └── TooLarge               its body is larger than allowed
     ├── SourceError                the code that was asked for cannot be checked out
     ├── RedCommit                  the tests of the code failed
+    ├── ServingError               a model could not be served
+    │   └── RolledBack             the new version did not get ready and is gone; what served before still does
     └── StackError                 the embedded stack: port taken, service not ready, another stack holds the directory
 
 Each carries what failed, what was seen (in the remote system's own words) and what to do next.
@@ -104,6 +107,12 @@ class NodeFailed(CapacityError):
 
 class LeaseLost(CapacityError):
     """The lease ended, or the name belongs to somebody else."""
+
+
+class LeasesOverdue(CapacityError):
+    """Something is held past its time, and nobody has taken it back (yet: the reaper may be about to)."""
+
+    retriable = True
 
 
 class RemoteCommandError(MlopsError):
@@ -184,6 +193,14 @@ class SourceError(MlopsError):
 
 class RedCommit(MlopsError):
     """The tests of the code failed."""
+
+
+class ServingError(MlopsError):
+    """A model could not be served."""
+
+
+class RolledBack(ServingError):
+    """The new version did not get ready and is gone; what served before still does."""
 
 
 class StackError(MlopsError):

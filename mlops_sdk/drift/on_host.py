@@ -8,7 +8,6 @@ from mlops_sdk.drift.profile import Reference
 from mlops_sdk.drift.recorder import PROFILE_REFERENCE
 from mlops_sdk.serving.vllm import Middleware
 
-PROFILES = "profiles"  # folder of the counters below the serving root
 _REFERENCE = "prompt_reference.json"
 _CLASS = "mlops_sdk.drift.middleware.PromptProfiler"
 _MODULES = (
@@ -21,6 +20,11 @@ _MODULES = (
     "drift/profile.py",
     "drift/recorder.py",
 )
+
+
+def profiles_folder(root: str) -> str:
+    """Where the counters are on a serving host, by version, below the folder that serving uses there."""
+    return f"{root.rstrip('/')}/profiles"
 
 
 def prompt_profiler(reference: Reference) -> Middleware:

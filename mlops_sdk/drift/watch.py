@@ -165,6 +165,17 @@ class Look:
             "words": self.words(),
         }
 
+    def event(self) -> dict[str, Any]:
+        """What whoever trains again must know."""
+        return {
+            "alert": self.alert,
+            "report": self.report,
+            "model": self.model,
+            "model_version": self.model_version,
+            "closest": list(self.closest),
+            "widen_to": list(self.widen_to),
+        }
+
 
 def serving(profiles: Sequence[Profile]) -> list[Profile]:
     """The profiles of the model version whose newest process began last: the one that serves, or is about to."""

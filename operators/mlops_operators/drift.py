@@ -1,0 +1,78 @@
+"""Is the served traffic still what the model was made for? An asset event says when it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+
+from airflow.sdk import Asset, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from mlops_hooks.ssh import SshHook
+from mlops_hooks.vllm import VllmHook
+from mlops_operators.base import MlopsOperator
+from mlops_operators.failures import airflow_failures
+from mlops_sdk.drift.detector import Bounds
+from mlops_sdk.drift.on_host import profiles_folder
+from mlops_sdk.drift.watch import Look
+from mlops_sdk.drift.watcher import look, read_profiles
+
+
+def drift_asset(model: str) -> Asset:
+    """The asset that gets an event when the prompts of a model have drifted and training can help.
+
+    The event's extra: ``{"alert", "report", "model", "model_version", "closest", "widen_to"}``; `widen_to` are the
+    kinds of text to train on next.
+    """
+    return Asset(name=f"mlops://drift/{model}", uri=f"mlops://drift/{model}", group="mlops")
+
+
+class DetectDriftOperator(MlopsOperator):
+    """Look at what is served, once. Pushes back a `mlops_sdk.drift.watch.Look` as JSON, whatever it found.
+
+    The task succeeds, and so its outlet gets an event, only when it must set off a training: drift that known text
+    explains, and no other DAG run has said so. In all other cases (stable, too few prompts, a drift that was announced
+    or that only a person can explain) it is skipped, and the reason is in the log. Tried again, it says again what it
+    had to say; nothing is counted twice.
+
+    Args:
+        model: Name of the registered model that is served. Not templated: it names the asset.
+        vllm_conn_id: Of type ``mlops_vllm``; the host's own connection is named there. Templated.
+        least_prompts: Distinct prompts that a verdict needs. Templated.
+        kwargs: Of `MlopsOperator`.
+    """
+
+    template_fields: Collection[str] = (*MlopsOperator.template_fields, "vllm_conn_id", "least_prompts")
+    ui_color = "#f8e8e8"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        vllm_conn_id: str = VllmHook.default_conn_name,
+        least_prompts: int | str = Bounds().prompts,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("outlets", [drift_asset(model)])
+        super().__init__(**kwargs)
+        self.model = model
+        self.vllm_conn_id = vllm_conn_id
+        self.least_prompts = least_prompts
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Look; an event if there is something to announce."""
+        now = cast("dict[str, Any]", context)
+        with airflow_failures():
+            found = self._look()
+        self.log.info("%s", found.words())
+        if not found.announce:
+            now["ti"].xcom_push(key="return_value", value=found.to_json())
+            raise AirflowSkipException(found.words())
+        now["outlet_events"][drift_asset(self.model)].extra.update(found.event())
+        return found.to_json()
+
+    def _look(self) -> Look:
+        served = VllmHook(self.vllm_conn_id).get_conn()
+        reading = read_profiles(SshHook(served.ssh_conn_id).get_conn(), profiles_folder(served.root))
+        bounds = Bounds(prompts=int(self.least_prompts))
+        return look(self.hook.client().store, self.model, reading, by=self.run_name, bounds=bounds)
