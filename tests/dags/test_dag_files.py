@@ -36,7 +36,7 @@ sqlite3.connect = shut("sqlite3.connect")
 DagContext.current_autoregister_module_name = "dag_file"  # as Airflow's DagBag does
 began = time.monotonic()
 spec = importlib.util.spec_from_file_location("dag_file", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
+module = sys.modules["dag_file"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 seconds = time.monotonic() - began
 dags = {dag.dag_id: dag for dag in vars(module).values() if isinstance(dag, DAG)}
