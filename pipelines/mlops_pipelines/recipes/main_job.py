@@ -9,7 +9,6 @@ that are still leased, resumes from the last committed checkpoint, and does not 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from mlops_sdk.registry.model_files import ModelFolder, fetch_model
 from mlops_sdk.registry.models import RegisteredModel, ensure_run, register
 from mlops_sdk.registry.provenance import git_state
 from mlops_sdk.run import Lease, Run
+from mlops_sdk.source import test_program
 from mlops_sdk.training.bundle import put_bundle
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import JobResult, run_job
@@ -45,7 +45,6 @@ from mlops_sdk.training.trained import Trained, TrainingOrder, check_same, linea
 PROGRAM_TESTS = Path("tests/unit/code_lm")
 PROMPT = "def __init__(self"
 _SHOW_EVERY = 20  # steps; the log has every report
-_LAST_LINES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,17 +172,7 @@ def run_main_job(
 
 def _test_program(step: Step, checkout: Path) -> None:
     """A red program never costs a machine."""
-    argv = [sys.executable, "-m", "pytest", "-q", str(PROGRAM_TESTS)]
-    with step.log.open("a") as log:
-        status = subprocess.run(argv, cwd=checkout, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    lines = step.log.read_text().splitlines()
-    if status != 0:
-        raise MlopsError(
-            f"the tests of the program failed (exit status {status})",
-            seen=" | ".join(lines[-_LAST_LINES:]),
-            next_step=f"see {step.log}; no machine was asked for",
-        )
-    step.show(lines[-1].strip("= "))
+    step.show(test_program(checkout, [str(PROGRAM_TESTS)], step.log))
 
 
 def _prepare_data(step: Step, client: Client, job: MainJob) -> corpus.PreparedData:
