@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from typing import Any
 import openstack
 import openstack.exceptions
 import pytest
+from pydantic import SecretStr
 
+from mlops_sdk.airflow_rest import AirflowRest
 from mlops_sdk.config import Settings
 from mlops_sdk.local import control
 from mlops_sdk.local.addresses import choose_or_load
@@ -27,6 +30,9 @@ from mlops_sdk.local.process import StackProcess
 from support import eventually, operator_of, take_back_everything
 
 REPOSITORY = Path(__file__).parent.parent
+# Most test processes need no Airflow: it starts when the fixture `airflow` is first asked for.
+HELD = ("airflow-db",)
+ENVIRONMENT = {"MLOPS_AIRFLOW_EXTRA_DAGS": str(REPOSITORY / "tests" / "stack_dags")}
 _START_TIMEOUT_S = 240.0
 
 
@@ -60,7 +66,7 @@ def stack() -> Iterator[StackHandle]:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     chosen = Path(os.environ.get("MLOPS_TEST_STACK") or REPOSITORY / ".mlops" / "stacks" / "test")
     layout = Layout.at(chosen.with_name(f"{chosen.name}-{worker}" if worker else chosen.name))
-    process = StackProcess(layout.state_dir, faults=True)
+    process = StackProcess(layout.state_dir, hold=HELD, faults=True, environment=ENVIRONMENT)
     try:
         process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
         admin = json.loads(layout.admin_json.read_text())
@@ -77,6 +83,53 @@ def stack() -> Iterator[StackHandle]:
     finally:
         process.stop()
     assert_nothing_left(layout, inside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AirflowHandle:
+    """Airflow of the running stack. `access` is the content of airflow.json, `webhook` that of webhook.json."""
+
+    rest: AirflowRest
+    access: dict[str, str]
+    webhook: dict[str, Any]
+
+    def run(self, dag_id: str, conf: dict[str, Any] | None = None, *, timeout_s: float = 120) -> dict[str, Any]:
+        """Start a run, wait until it has ended, and return it."""
+        run_id = self.start(dag_id, conf)
+        return self.rest.wait_for_run(dag_id, run_id, timeout_s=timeout_s)
+
+    def start(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Start a run of a DAG, which is unpaused; its id."""
+        run_id = f"test-{uuid.uuid4()}"
+        self.rest.unpause(dag_id)
+        assert self.rest.trigger(dag_id, run_id, conf or {})
+        return run_id
+
+    def wait_for_run(self, dag_id: str, run_id: str, *, timeout_s: float = 120) -> dict[str, Any]:
+        """Wait until a run has ended; Airflow may be away in between."""
+        return self.rest.wait_for_run(dag_id, run_id, timeout_s=timeout_s, patient=True)
+
+    def wait_for_task(
+        self, dag_id: str, run_id: str, task_id: str, *states: str, timeout_s: float = 60
+    ) -> dict[str, Any]:
+        """Wait until a task of a run is in one of the states."""
+        eventually(
+            lambda: self.rest.task(dag_id, run_id, task_id)["state"] in states,
+            within_s=timeout_s,
+            what=f"{task_id} of {run_id} is {states}",
+        )
+        return self.rest.task(dag_id, run_id, task_id)
+
+
+@pytest.fixture(scope="session")
+def airflow(stack: StackHandle) -> AirflowHandle:
+    """Airflow and what needs it, started when a test of this process first asks; it loads tests/stack_dags too."""
+    control.release(stack.layout, "airflow-db")
+    access = json.loads(stack.layout.airflow_json.read_text())
+    rest = AirflowRest(access["url"], access["username"], SecretStr(access["password"]))
+    ours = {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
+    eventually(lambda: {*ours, "waits"} <= {dag["dag_id"] for dag in rest.dags()}, within_s=60, what="DAGs are parsed")
+    return AirflowHandle(rest=rest, access=access, webhook=json.loads(stack.layout.webhook_json.read_text()))
 
 
 @pytest.fixture

@@ -26,18 +26,24 @@ _state_dir = click.option(
 
 @click.group()
 def local() -> None:
-    """Run the real services on this computer: Ceph RGW, MLflow, Keystone, Ironic and four machines."""
+    """Run the real services on this computer: Ceph RGW, MLflow, Keystone, Ironic with four machines, Airflow."""
 
 
 @local.command()
 @_state_dir
 @click.option("--only", default="", metavar="NAME,...", help="these services and what they need (default: all)")
+@click.option("--hold", default="", metavar="NAME,...", help="start these, and what needs them, only when released")
 @click.option("--faults", is_flag=True, help="let nodes use the deploy interface that fails on demand (tests)")
-def up(state_dir: Path, only: str, faults: bool) -> None:
-    """Start the stack and stay with it; Ctrl-C ends it."""
+def up(state_dir: Path, only: str, hold: str, faults: bool) -> None:
+    """Start the stack and stay with it; Ctrl-C ends it.
+
+    Airflow keeps its metadata in SQLite below the state directory, or where MLOPS_AIRFLOW_DATABASE_URL says (an
+    SQLAlchemy URL; a variable, because the URL holds a password). It loads DAGs from dags/, and from the folder that
+    MLOPS_AIRFLOW_EXTRA_DAGS names.
+    """
     from mlops_sdk.local.up import up as become_stack  # noqa: PLC0415 - only this command starts anything
 
-    become_stack(state_dir, only=only, faults=faults)
+    become_stack(state_dir, only=only, hold=hold, faults=faults)
 
 
 @local.command()
@@ -64,6 +70,14 @@ def down(state_dir: Path) -> None:
 @local.command()
 @_state_dir
 @click.argument("service")
+def release(state_dir: Path, service: str) -> None:
+    """Start a held service, and what was held because it needs it; returns when they are ready."""
+    control.release(Layout.at(state_dir), service)
+
+
+@local.command()
+@_state_dir
+@click.argument("service")
 @click.option("-f", "--follow", is_flag=True, help="keep printing what is added")
 @click.option("-n", "--lines", default=50, show_default=True, help="start with this many of the last lines")
 def logs(state_dir: Path, service: str, follow: bool, lines: int) -> None:
@@ -84,9 +98,9 @@ def _print_status(state_dir: Path, now: StackStatus) -> None:
     if not now.running:
         click.echo(f"no stack runs in {state_dir}" + (f"; the last one ended with: {now.error}" if now.error else ""))
         return
-    click.echo(f"{'service':<15}{'state':<12}{'seconds':>8}{'restarts':>10}{'pid':>9}  address")
+    click.echo(f"{'service':<23}{'state':<12}{'seconds':>8}{'restarts':>10}{'pid':>9}  address")
     for service in now.services:
         right = service.detail.partition("\n")[0] or service.address
         numbers = f"{service.seconds:>8.1f}{service.restarts:>10}{service.pid or '':>9}"
-        click.echo(f"{service.name:<15}{service.state:<12}{numbers}  {right}")
+        click.echo(f"{service.name:<23}{service.state:<12}{numbers}  {right}")
     click.echo("ready" if now.ready else "not ready")

@@ -16,6 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--only", default="")
+    parser.add_argument("--hold", default="")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--until-stdin-closes", action="store_true")
     arguments = parser.parse_args()
@@ -32,8 +33,8 @@ def _run(arguments: argparse.Namespace) -> None:
     # Imported after the fork, so that the init process stays small.
     from mlops_sdk.local.stack import Options, run_stack  # noqa: PLC0415
 
-    only = tuple(name for name in arguments.only.split(",") if name)
-    options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults)
+    only, hold = (tuple(name for name in listed.split(",") if name) for listed in (arguments.only, arguments.hold))
+    options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults, hold=hold)
     run_stack(options, until_stdin_closes=arguments.until_stdin_closes)
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mlops_sdk.errors import StackError
 from mlops_sdk.local.holders import holder_of
@@ -17,6 +18,7 @@ from mlops_sdk.local.layout import Layout, write_private_json
 
 LOOPBACK = "127.0.0.1"
 _NAMES = ("rgw", "mlflow", "keystone", "ironic", "bmc", "mon")
+_LATER = ("airflow",)  # behind the OSD's ports, where directories of an earlier version have room for them
 _OSD_PORTS = 16  # the daemon takes four for its messengers and moves on when one is taken
 _LOWEST, _HIGHEST = 20000, 32000  # below the kernel's ephemeral range, so that no outgoing connection takes one
 _BLOCK = 32
@@ -34,6 +36,7 @@ class Addresses:
     bmc: int
     mon: int
     osd_first: int
+    airflow: int
 
     @property
     def gateway(self) -> str:
@@ -51,7 +54,7 @@ class Addresses:
 
     def ports(self) -> dict[str, int]:
         """Every named port."""
-        return {name: int(getattr(self, name)) for name in _NAMES}
+        return {name: int(getattr(self, name)) for name in (*_NAMES, *_LATER)}
 
 
 def choose_or_load(layout: Layout) -> Addresses:
@@ -60,12 +63,13 @@ def choose_or_load(layout: Layout) -> Addresses:
         return _load(layout.ports_json)
     first = _free_block(zlib.crc32(str(layout.state_dir).encode()))
     named = {name: first + offset for offset, name in enumerate(_NAMES)}
-    addresses = Addresses(subnet=_free_subnet(layout.tag), osd_first=first + len(_NAMES), **named)
+    osd_first = first + len(_NAMES)
+    addresses = Addresses(subnet=_free_subnet(layout.tag), osd_first=osd_first, **named, **_later(osd_first))
     write_private_json(layout.ports_json, asdict(addresses))
     return addresses
 
 
-def check_free(addresses: Addresses, names: Iterable[str] = _NAMES) -> None:
+def check_free(addresses: Addresses, names: Iterable[str] = (*_NAMES, *_LATER)) -> None:
     """Refuse to start while somebody else listens on one of our ports.
 
     Raises:
@@ -83,18 +87,24 @@ def check_free(addresses: Addresses, names: Iterable[str] = _NAMES) -> None:
 
 def _load(path: Path) -> Addresses:
     try:
-        return Addresses(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        known: dict[str, Any] = json.loads(path.read_text())
+        known = {**_later(known["osd_first"]), **known}
+        return Addresses(**known)
+    except (KeyError, TypeError, ValueError) as error:
         raise StackError(
             f"{str(path)!r} is damaged", seen=str(error), next_step="remove the state directory and start again"
         ) from error
+
+
+def _later(osd_first: int) -> dict[str, int]:
+    return {name: osd_first + _OSD_PORTS + offset for offset, name in enumerate(_LATER)}
 
 
 def _free_block(seed: int) -> int:
     blocks = (_HIGHEST - _LOWEST) // _BLOCK
     for attempt in range(blocks):
         first = _LOWEST + (seed + attempt) % blocks * _BLOCK
-        if all(_is_free(first + offset) for offset in range(len(_NAMES) + _OSD_PORTS)):
+        if all(_is_free(first + offset) for offset in range(len(_NAMES) + _OSD_PORTS + len(_LATER))):
             return first
     raise StackError(
         f"no {_BLOCK} free ports in a row between {_LOWEST} and {_HIGHEST}", next_step="stop other servers"

@@ -19,7 +19,8 @@ from mlops_sdk.local.isolation import depth, holder, inner_pid, is_locked, membe
 from mlops_sdk.local.layout import Layout
 
 _STOP_TIMEOUT_S = 45.0
-_ORDER_TIMEOUT_S = 120.0
+_ORDER_TIMEOUT_S = 300.0
+_FINE = frozenset({"ready", "held"})
 _STACK_DEPTH = 2  # PID namespaces: this computer's, the stack's
 
 
@@ -39,7 +40,7 @@ class ServiceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackStatus:
-    """A stack as a whole. `ready` means running and every service ready."""
+    """A stack as a whole. `ready` means running and every service ready, but for those held from the start."""
 
     running: bool
     ready: bool
@@ -58,7 +59,7 @@ def status(layout: Layout) -> StackStatus:
     services = tuple(_service(line, outside, running=running) for line in said.get("services", []))
     return StackStatus(
         running=running,
-        ready=running and bool(services) and all(service.state == "ready" for service in services),
+        ready=running and bool(services) and all(service.state in _FINE for service in services),
         pid=pid,
         ready_s=said.get("ready_s"),
         error=str(said.get("error", "")),
@@ -108,7 +109,7 @@ def hold(layout: Layout, service: str) -> None:
 
 
 def release(layout: Layout, service: str) -> None:
-    """Start a held service again; returns when it is ready."""
+    """Start a held service, and those that were held because they need it; returns when they are ready."""
     _order(layout, "release", service)
 
 

@@ -60,6 +60,16 @@ class Layout:
         return self.state_dir / "admin.json"
 
     @property
+    def airflow_json(self) -> Path:
+        """Airflow's address, user and password."""
+        return self.state_dir / "airflow.json"
+
+    @property
+    def webhook_json(self) -> Path:
+        """Where deliveries go and what signs them."""
+        return self.state_dir / "webhook.json"
+
+    @property
     def ports_json(self) -> Path:
         """Ports and subnet, chosen once."""
         return self.state_dir / "ports.json"

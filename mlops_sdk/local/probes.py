@@ -15,9 +15,11 @@ from mlops_sdk.local.service import NotReady
 _TIMEOUT_S = 3.0
 
 
-def answers_http(port: int, path: str = "/", *, host: str = LOOPBACK, below: int = 500) -> None:
+def answers_http(
+    port: int, path: str = "/", *, host: str = LOOPBACK, below: int = 500, timeout_s: float = _TIMEOUT_S
+) -> None:
     """An HTTP GET gets a status below `below`."""
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
         connection.request("GET", path)
         status = connection.getresponse().status

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -23,14 +24,23 @@ class StackProcess:
     """Starts `mlops local up` as a child with its output in a file; ends it at `stop`, or when this process dies.
 
     The stack watches the pipe at its standard input, of which only this process has the other end: however this
-    process ends, the stack ends too.
+    process ends, the stack ends too. Services to `hold` do not start, nor do those that need them, until
+    `control.release`; `environment` is set for the stack beside this process's own.
 
     Example:
         >>> with StackProcess(Path(".mlops/stacks/default")) as stack:  # doctest: +SKIP
         ...     stack.wait_ready(timeout_s=180)
     """
 
-    def __init__(self, state_dir: Path, *, only: tuple[str, ...] = (), faults: bool = False) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        only: tuple[str, ...] = (),
+        hold: tuple[str, ...] = (),
+        faults: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.layout = Layout.at(state_dir)
         self.layout.create()
         self.output = self.layout.log("stack")
@@ -38,11 +48,17 @@ class StackProcess:
         argv += [
             "--until-stdin-closes",
             *(["--only", ",".join(only)] if only else []),
+            *(["--hold", ",".join(hold)] if hold else []),
             *(["--faults"] if faults else []),
         ]
         with self.output.open("wb") as output:
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                argv,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property

@@ -15,6 +15,7 @@ from rich.text import Text
 from mlops_sdk.local.service import State, Unit
 
 _COLOURS = {
+    State.HELD: "dim",
     State.WAITING: "dim",
     State.STARTING: "yellow",
     State.READY: "green",
@@ -54,7 +55,7 @@ class Progress:
         news = self._shown.get(unit.service.name) is not unit.state
         self._shown[unit.service.name] = unit.state
         if news and not self._console.is_terminal:
-            self.say(f"{unit.service.name:<14} {unit.state:<10} {_seconds(unit, 0.0):>6}  {_right(unit)}")
+            self.say(f"{unit.service.name:<22} {unit.state:<10} {_seconds(unit, 0.0):>6}  {_right(unit)}")
 
     def say(self, text: str) -> None:
         """One line, with the seconds since the start."""

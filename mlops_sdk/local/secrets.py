@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import uuid
@@ -12,6 +13,10 @@ from mlops_sdk.local.layout import Layout, write_private_json
 
 def _token() -> str:
     return secrets.token_urlsafe(32)
+
+
+def _fernet_key() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
 def _uuid() -> str:
@@ -33,14 +38,19 @@ class Secrets:
     mlflow_mlops: str = field(default_factory=_token, repr=False)
     mlflow_flask: str = field(default_factory=_token, repr=False)
     bmc_password: str = field(default_factory=_token, repr=False)
+    airflow_mlops: str = field(default_factory=_token, repr=False)
+    airflow_jwt: str = field(default_factory=_token, repr=False)
+    airflow_api: str = field(default_factory=_token, repr=False)
+    airflow_fernet: str = field(default_factory=_fernet_key, repr=False)
+    webhook: str = field(default_factory=_token, repr=False)
     ceph_fsid: str = field(default_factory=_uuid)
     ceph_osd: str = field(default_factory=_uuid)
 
 
 def choose_or_load(layout: Layout) -> Secrets:
-    """The secrets of this state directory; the first call chooses and stores them."""
-    if layout.secrets_json.exists():
-        return Secrets(**json.loads(layout.secrets_json.read_text()))
-    chosen = Secrets()
-    write_private_json(layout.secrets_json, asdict(chosen))
+    """The secrets of this state directory; the first call chooses and stores them, a later one what is new since."""
+    known = json.loads(layout.secrets_json.read_text()) if layout.secrets_json.exists() else {}
+    chosen = Secrets(**known)
+    if asdict(chosen) != known:
+        write_private_json(layout.secrets_json, asdict(chosen))
     return chosen

@@ -15,8 +15,9 @@ ONE_THREAD = dict.fromkeys(
 
 
 class State(StrEnum):
-    """Where a service stands."""
+    """Where a service stands. HELD: not started, because it was asked to wait for a release."""
 
+    HELD = "held"
     WAITING = "waiting"
     STARTING = "starting"
     READY = "ready"
@@ -135,6 +136,17 @@ def in_start_order(services: tuple[Service, ...]) -> tuple[Service, ...]:
     for service in services:
         visit(service.name, ())
     return tuple(ordered.values())
+
+
+def with_dependants(services: tuple[Service, ...], name: str) -> tuple[str, ...]:
+    """The named service and everything that needs it, directly or not."""
+    found = [service.name for service in in_start_order(services) if service.name == name]
+    if not found:
+        raise ValueError(f"no service {name!r}; there are {', '.join(service.name for service in services)}")
+    for service in in_start_order(services):
+        if not set(found).isdisjoint(service.needs):
+            found.append(service.name)
+    return tuple(found)
 
 
 def with_needs(services: tuple[Service, ...], only: tuple[str, ...]) -> tuple[Service, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.services.ceph import s3_keys
@@ -12,7 +12,7 @@ from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identi
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
 # A stack on one computer deploys a machine in seconds; the defaults are for machines that take minutes.
-_LEASE = {
+LEASE: Final = {
     "renew_for_s": 20.0,
     "poll_s": 0.5,
     "reaper_period_s": 3.0,
@@ -21,6 +21,7 @@ _LEASE = {
     "deploy_timeout_s": 120.0,
     "clean_timeout_s": 120.0,
 }
+PRICES: Final = {"gpu.h200.8x": 0.0083}
 
 
 def write_settings(site: Site) -> None:
@@ -54,11 +55,12 @@ def write_settings(site: Site) -> None:
     )
 
 
-def to_toml(value: Mapping[str, Any]) -> str:
-    """TOML of strings, numbers, booleans, and one level of tables of these. JSON strings are TOML strings."""
+def to_toml(value: Mapping[str, Any], *, inside: str = "") -> str:
+    """TOML of strings, numbers, booleans, lists of these, and nested tables. JSON strings are TOML strings."""
     plain = [f"{json.dumps(key)} = {json.dumps(item)}" for key, item in value.items() if not isinstance(item, Mapping)]
-    tables = [f"\n[{json.dumps(key)}]\n{to_toml(item)}" for key, item in value.items() if isinstance(item, Mapping)]
-    return "\n".join((*plain, *tables)) + "\n"
+    tables = {f"{inside}{json.dumps(key)}": item for key, item in value.items() if isinstance(item, Mapping)}
+    text = [f"\n[{name}]\n{to_toml(item, inside=f'{name}.')}" for name, item in tables.items()]
+    return "\n".join((*plain, *text)) + "\n"
 
 
 def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
@@ -81,6 +83,6 @@ def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
             "username": "mlops",
             "password": site.secrets.mlflow_mlops,
         },
-        "lease": _LEASE,
-        "node_seconds_price": {"gpu.h200.8x": 0.0083},
+        "lease": LEASE,
+        "node_seconds_price": dict(PRICES),
     }

@@ -53,9 +53,17 @@ class Site:
         write_private(target, string.Template(text).substitute({k: str(v) for k, v in values.items()}))
 
     def run(
-        self, argv: list[str | Path], *, log: Path, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+        self,
+        argv: list[str | Path],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 120.0,
+        stdin: str = "",
     ) -> str:
         """Run a tool to its end and return its standard output; what it says on standard error goes to `log`.
+
+        What is secret goes in through `env` or `stdin`.
 
         Raises:
             StackError: it failed or took too long.
@@ -66,7 +74,7 @@ class Site:
                 done = subprocess.run(
                     argv,
                     env={**base_environment(self.layout.state_dir), **(env or {})},
-                    stdin=subprocess.DEVNULL,
+                    input=stdin.encode(),
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     timeout=timeout_s,

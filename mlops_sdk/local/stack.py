@@ -20,11 +20,13 @@ from mlops_sdk.local import addresses, secrets
 from mlops_sdk.local.layout import Layout, Tools, write_private_json
 from mlops_sdk.local.progress import Progress
 from mlops_sdk.local.service import Service, Unit, base_environment, with_needs
+from mlops_sdk.local.services.airflow import AirflowOptions, airflow_services
 from mlops_sdk.local.services.ceph import ceph_services
 from mlops_sdk.local.services.ironic import ironic_service
 from mlops_sdk.local.services.keystone import keystone_service
 from mlops_sdk.local.services.machines import MachineNetwork, machine_services
 from mlops_sdk.local.services.mlflow import mlflow_services
+from mlops_sdk.local.services.webhooks import webhook_environment, webhook_services
 from mlops_sdk.local.settings_files import write_settings
 from mlops_sdk.local.site import Site
 from mlops_sdk.local.supervisor import Supervisor
@@ -38,14 +40,16 @@ class Options:
         state_dir: Where it keeps everything.
         only: These services and what they need; empty: all of them.
         faults: Let nodes use the deploy interface that fails on demand (tests).
+        hold: These services, and what needs them, start when they are released.
     """
 
     state_dir: Path
     only: tuple[str, ...] = ()
     faults: bool = False
+    hold: tuple[str, ...] = ()
 
 
-def services_of(site: Site, *, faults: bool) -> tuple[Service, ...]:
+def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[Service, ...]:
     """All services of a stack, the slow ones first: of those that may start, an earlier one starts earlier."""
     network = MachineNetwork(site=site)
     return (
@@ -55,6 +59,8 @@ def services_of(site: Site, *, faults: bool) -> tuple[Service, ...]:
         ironic_service(site, needs=(), faults=faults),
         Service(name="settings", needs=("keystone", "ceph-rgw"), prepare=lambda: write_settings(site)),
         *machine_services(site, network, faults=faults),
+        *airflow_services(site, airflow, api_environment=webhook_environment(site)),
+        *webhook_services(site),
     )
 
 
@@ -74,25 +80,30 @@ def run_stack(options: Options, *, until_stdin_closes: bool) -> None:
     """
     layout = Layout.at(options.state_dir)
     site = prepare_site(layout, Tools.find())
-    services = services_of(site, faults=options.faults)
+    services = services_of(site, airflow=AirflowOptions.from_environment(), faults=options.faults)
     try:
         wanted = with_needs(services, options.only) if options.only else services
+        run = _Run(layout, wanted, hold=options.hold)
     except ValueError as error:
         raise StackError(
             "the stack has no such service", seen=str(error), next_step="see `mlops local up --help`"
         ) from error
-    asyncio.run(_Run(layout, wanted).run(until_stdin_closes=until_stdin_closes))
+    asyncio.run(run.run(until_stdin_closes=until_stdin_closes))
 
 
 class _Run:
-    def __init__(self, layout: Layout, services: tuple[Service, ...]) -> None:
+    def __init__(self, layout: Layout, services: tuple[Service, ...], *, hold: tuple[str, ...]) -> None:
         self._layout = layout
         self._began = time.monotonic()
         self._error = ""
         self._ready_s: float | None = None
         self._progress = Progress(sys.stdout)
         self._supervisor = Supervisor(
-            services, log_of=layout.log, environment=base_environment(layout.state_dir), changed=self._changed
+            services,
+            log_of=layout.log,
+            environment=base_environment(layout.state_dir),
+            changed=self._changed,
+            hold=hold,
         )
 
     async def run(self, *, until_stdin_closes: bool) -> None:

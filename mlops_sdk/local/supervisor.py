@@ -4,6 +4,9 @@ A service that dies before it is ready ends the stack, with the last lines of it
 is restarted after a pause that doubles (0.5 s to 8 s); every service keeps its state on disk, so a restart is safe. One
 that dies five times within a minute ends the stack. So does the loss of the machines' network, which is no process that
 could be restarted under those who use it. One that lives but fails three probes in a row is shown as unhealthy.
+
+What a dead service has left running is killed before it is started again. A service may be held from the start, and
+with it all that need it; they are brought up when it is released.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mlops_sdk.errors import MlopsError, StackError
-from mlops_sdk.local.service import Command, NotReady, Service, State, Unit, in_start_order
+from mlops_sdk.local.service import Command, NotReady, Service, State, Unit, in_start_order, with_dependants
 
 HEAVY_AT_ONCE = 2
 _PROBE_EVERY_S = 0.1
@@ -27,6 +30,7 @@ _PROBE_AGAIN_EVERY_S, _MISSES = 10.0, 3
 _DEATHS, _WITHIN_S = 5, 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _TAIL_LINES = 15
+_SESSION_FIELD = 3  # of /proc/PID/stat, behind the command's name
 
 
 class Supervisor:
@@ -37,6 +41,10 @@ class Supervisor:
         log_of: The log file of each service.
         environment: Common to all processes.
         changed: Called after each change of a unit.
+        hold: These, and what needs them, are not started before they are released.
+
+    Raises:
+        ValueError: no such service.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class Supervisor:
         log_of: Callable[[str], Path],
         environment: Mapping[str, str],
         changed: Callable[[Unit], None],
+        hold: Iterable[str] = (),
     ) -> None:
         self.units = {s.name: Unit(service=s, log=log_of(s.name)) for s in in_start_order(services)}
         self._environment = dict(environment)
@@ -56,11 +65,15 @@ class Supervisor:
         self._held: set[str] = set()
         self._resting = {name: asyncio.Event() for name in self.units}
         self._released = {name: asyncio.Event() for name in self.units}
+        self._held_from_start = {name: with_dependants(services, name) for name in hold}
+        self._may_start = {name: asyncio.Event() for name in self.units}
+        for name in self.units:
+            self._allow(name)
 
     @property
     def ready(self) -> bool:
-        """Every service is ready."""
-        return all(unit.state is State.READY for unit in self.units.values())
+        """Every service is ready, but for those that are held from the start."""
+        return all(unit.state in {State.READY, State.HELD} for unit in self.units.values())
 
     async def run(self, stop: asyncio.Event, *, all_ready: Callable[[], None]) -> None:
         """Bring everything up, keep it up until `stop` is set, and end it.
@@ -100,19 +113,39 @@ class Supervisor:
         await self._resting[name].wait()
 
     async def release(self, name: str) -> None:
-        """Start a held service again and wait until it is ready."""
+        """Start a held service and wait until it is ready, and with it those that were held because they need it."""
+        if name in self._held_from_start:
+            await self._release_first(name)
+            return
         if name not in self._held:
             raise ValueError(f"service {name!r} is not held")
         self._held.discard(name)
         self._released[name].set()
         await self._ready[name].wait()
 
+    async def _release_first(self, name: str) -> None:
+        freed = [other for other in self._held_from_start.pop(name) if self._allow(other)]
+        for other in freed:
+            await self._ready[other].wait()
+
+    def _allow(self, name: str) -> bool:
+        """Let a service start, unless it is held for some reason (still)."""
+        if any(name in held for held in self._held_from_start.values()):
+            self.units[name].state = State.HELD
+            return False
+        if self.units[name].state is State.HELD:
+            self._set(self.units[name], State.WAITING)
+        self._may_start[name].set()
+        return True
+
     async def _announce(self, all_ready: Callable[[], None]) -> None:
-        for event in self._ready.values():
-            await event.wait()
+        for name, event in self._ready.items():
+            if self._may_start[name].is_set():
+                await event.wait()
         all_ready()
 
     async def _keep(self, unit: Unit) -> None:
+        await self._may_start[unit.service.name].wait()
         for need in unit.service.needs:
             await self._ready[need].wait()
         if unit.service.heavy:
@@ -126,6 +159,7 @@ class Supervisor:
         deaths: deque[float] = deque(maxlen=_DEATHS)
         while True:
             code = await self._watch_process(unit)
+            await asyncio.to_thread(_kill_session, self._processes[unit.service.name].pid)
             self._ready[unit.service.name].clear()
             if unit.service.name not in self._held:
                 await self._pause_before_restart(unit, deaths, code)
@@ -276,7 +310,7 @@ class Supervisor:
         except TimeoutError:
             _signal_group(process, signal.SIGKILL)
             await _exit_of(process)
-        _signal_group(process, signal.SIGKILL)  # what it may have left in its process group
+        await asyncio.to_thread(_kill_session, process.pid)
 
     def _set(self, unit: Unit, state: State, detail: str = "", *, pid: int | None = None) -> None:
         unit.state, unit.detail = state, detail
@@ -305,6 +339,19 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return
+
+
+def _kill_session(leader: int) -> None:
+    """End what a service that is dead has left running: whatever is in its session, in whichever process group."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[_SESSION_FIELD]) == leader:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:  # it ended meanwhile
+            continue
 
 
 def _exit_text(code: int) -> str:

@@ -14,7 +14,9 @@ from mlops_sdk.local.isolation import enter_namespace, take_lock
 from mlops_sdk.local.layout import DEFAULT_STATE_DIR, Layout, Tools
 
 
-def up(state_dir: Path, *, only: str = "", faults: bool = False, until_stdin_closes: bool = False) -> NoReturn:
+def up(
+    state_dir: Path, *, only: str = "", hold: str = "", faults: bool = False, until_stdin_closes: bool = False
+) -> NoReturn:
     """Become the embedded stack of a state directory. Returns only by raising.
 
     Raises:
@@ -29,7 +31,7 @@ def up(state_dir: Path, *, only: str = "", faults: bool = False, until_stdin_clo
     layout.status_json.unlink(missing_ok=True)
     addresses.check_free(addresses.choose_or_load(layout))
     flags = ["--faults"] * faults + ["--until-stdin-closes"] * until_stdin_closes
-    enter_namespace(lock, ["--state-dir", str(layout.state_dir), "--only", only, *flags])
+    enter_namespace(lock, ["--state-dir", str(layout.state_dir), "--only", only, "--hold", hold, *flags])
 
 
 def main() -> int:
@@ -37,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--state-dir", type=Path, default=DEFAULT_STATE_DIR)
     parser.add_argument("--only", default="")
+    parser.add_argument("--hold", default="")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--until-stdin-closes", action="store_true")
     arguments = parser.parse_args()
@@ -44,6 +47,7 @@ def main() -> int:
         up(
             arguments.state_dir,
             only=arguments.only,
+            hold=arguments.hold,
             faults=arguments.faults,
             until_stdin_closes=arguments.until_stdin_closes,
         )

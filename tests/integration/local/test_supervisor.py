@@ -220,3 +220,61 @@ async def test_a_service_that_lives_but_does_not_answer_is_shown(
     assert unit.restarts == 0
     stop.set()
     await task
+
+
+async def test_a_held_service_and_what_needs_it_start_when_it_is_released(tmp_path: Path) -> None:
+    services = (
+        Service(name="other", command=sh("exec sleep 60")),
+        Service(name="step", needs=("other",), prepare=(tmp_path / "prepared").touch),
+        Service(name="user", needs=("step",), command=sh("exec sleep 60")),
+    )
+    supervisor = Supervisor(
+        services,
+        log_of=lambda name: tmp_path / f"{name}.log",
+        environment=ENVIRONMENT,
+        changed=lambda _: None,
+        hold=("step",),
+    )
+    task, stop = await run_until_ready(supervisor)
+    states = {name: unit.state for name, unit in supervisor.units.items()}
+    assert states == {"other": State.READY, "step": State.HELD, "user": State.HELD}
+    assert supervisor.ready
+    assert not (tmp_path / "prepared").exists()
+
+    await supervisor.release("step")
+
+    assert {unit.state for unit in supervisor.units.values()} == {State.READY}
+    with pytest.raises(ValueError, match="not held"):
+        await supervisor.release("step")
+    await supervisor.hold("user")  # once started, it is like any other
+    await supervisor.release("user")
+    stop.set()
+    await task
+
+
+def test_a_service_that_is_to_be_held_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no service 'nobody'"):
+        Supervisor((), log_of=lambda _: tmp_path, environment={}, changed=lambda _: None, hold=("nobody",))
+
+
+async def test_what_a_dead_service_left_in_its_session_is_ended_before_the_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlops_sdk.local.supervisor._FIRST_PAUSE_S", 0.01)
+    # a child in a process group of its own, as Airflow's task processes are
+    child = "import os, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(60)"
+    script = f"python3 -c '{child}' >> {tmp_path}/children & wait"
+    supervisor = supervisor_of(tmp_path, Service(name="one", command=sh(script)))
+    task, stop = await run_until_ready(supervisor)
+
+    def children() -> list[int]:
+        path = tmp_path / "children"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    await until(lambda: len(children()) == 1)
+    os.kill(supervisor.units["one"].pid, signal.SIGKILL)
+    await until(lambda: len(children()) == 2)
+    assert not alive(children()[0])
+    stop.set()
+    await task
+    await until(lambda: not alive(children()[1]))

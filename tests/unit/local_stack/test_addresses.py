@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlops_sdk.errors import StackError
+from mlops_sdk.local import secrets
 from mlops_sdk.local.addresses import LOOPBACK, check_free, choose_or_load
 from mlops_sdk.local.holders import holder_of
 from mlops_sdk.local.layout import Layout
@@ -49,3 +51,19 @@ def test_a_taken_port_names_its_holder(layout: Layout) -> None:
 
 def test_a_holder_that_cannot_be_found_is_said_so() -> None:
     assert holder_of(1) == "a process that this user may not see"
+
+
+def test_a_directory_of_an_earlier_version_keeps_its_ports_and_gets_the_new_one(layout: Layout) -> None:
+    chosen = choose_or_load(layout)
+    earlier = {name: value for name, value in json.loads(layout.ports_json.read_text()).items() if name != "airflow"}
+    layout.ports_json.write_text(json.dumps(earlier))
+    assert choose_or_load(layout) == chosen
+
+
+def test_secrets_that_are_new_are_chosen_once(layout: Layout) -> None:
+    chosen = secrets.choose_or_load(layout)
+    earlier = {name: value for name, value in json.loads(layout.secrets_json.read_text()).items() if name != "webhook"}
+    layout.secrets_json.write_text(json.dumps(earlier))
+    again = secrets.choose_or_load(layout)
+    assert (again.keystone_admin, again.webhook != chosen.webhook) == (chosen.keystone_admin, True)
+    assert secrets.choose_or_load(layout) == again
