@@ -1,4 +1,4 @@
-"""`mlops lease`: which machines are held now, by whom, and until when."""
+"""`mlops lease`: which machines are held now, by whom, until when, and what that costs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import click
 
 from mlops_sdk.capacity.lease import Allocation, Machine, belongs
+from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client
 
@@ -30,6 +31,16 @@ def list_leases(as_json: bool) -> None:
         return
     headings = ("machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
     print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
+
+
+@lease.command("report")
+@click.option("--days", default=1.0, show_default=True, help="leave out runs that ended longer ago")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def report(days: float, as_json: bool) -> None:
+    """What is held, what is overdue, and what each run has cost. The exit status is 1 when something is overdue."""
+    found = report_leases(Client(), days=days)
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.words())
+    found.check()
 
 
 def _row(machine: Machine, allocation: Allocation | None, deployment_id: str) -> dict[str, str]:
