@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from mlops_sdk.errors import SettingsError
 
+_LEFT_OUT = {"default", "additionalProperties"}  # the second may refer to definitions that a lone field does not have
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
@@ -70,7 +71,7 @@ def _fields(spec: type[BaseModel], values: BaseModel | None) -> dict[str, FormFi
         default = getattr(values, name) if values else field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             continue
-        schema = {key: value for key, value in properties[name].items() if key != "default"}
+        schema = {key: value for key, value in properties[name].items() if key not in _LEFT_OUT}
         fields[name] = FormField(default=to_jsonable_python(default), schema={**schema, "title": name})
     return fields
 

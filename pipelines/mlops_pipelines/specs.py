@@ -46,17 +46,6 @@ class TrainSpec(_Spec):
     program: ProgramSpec
 
 
-class SourceSpec(_Spec):
-    """The code that is trained."""
-
-    repository: str = Field(default="", description="Clone URL; empty: the one that the serving model came from.")
-    commit: str = Field(
-        default="",
-        pattern=r"^([0-9a-f]{40})?$",
-        description="Exactly this commit; empty: the one that the serving model came from.",
-    )
-
-
 class DataSpec(_Spec):
     """What it is trained on."""
 
@@ -82,12 +71,14 @@ class GateSpec(_Spec):
 class RetrainSpec(_Spec):
     """One turn of the loop: from a commit to a model that serves."""
 
-    model_name: str = Field(
-        default="code-lm",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
-        description="Name of the registered model in MLflow.",
+    repository: str = Field(default="", description="Clone URL; empty: the one that the serving model came from.")
+    commit: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{40})?$",
+        description="Exactly this commit; empty: the one that the serving model came from.",
     )
-    source: SourceSpec = SourceSpec()
+    ref: str = Field(default="", description="The ref that was pushed, for people to read.")
+    webhook_key: str = Field(default="", description="The inbox's key of the push that started this turn.")
     data: DataSpec = DataSpec()
     capacity: CapacitySpec = CapacitySpec()
     program: ProgramSpec = ProgramSpec(module="mlops_pipelines.programs.code_lm.train")

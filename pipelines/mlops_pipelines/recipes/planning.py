@@ -57,22 +57,22 @@ def plan_turn(spec: RetrainSpec, *, serving: ServingModel | None, drifted: Seque
     Raises:
         SettingsError: neither the spec nor a serving model says which code; or a corpus that the program does not have.
     """
-    repository, commit = spec.source.repository, spec.source.commit
+    repository, commit = spec.repository, spec.commit
     if serving is not None and not commit and repository in {"", serving.repository}:
         repository, commit = serving.repository, serving.commit
     if not (repository and commit):
         raise SettingsError(
-            f"nothing says which code model {spec.model_name!r} is to be trained from",
+            "nothing says from which code to train",
             seen=f"repository {repository!r}, commit {commit!r}, "
             + (f"serving version {serving.version}" if serving else "no serving model"),
-            next_step="push a commit, or fill in source_repository and source_commit",
+            next_step="push a commit, or fill in repository and commit",
         )
     known = serving.corpora if serving else ()
     wanted = {*spec.data.corpora, *known, *drifted}
     strange = sorted(wanted.difference(CORPORA))
     if strange:
         raise SettingsError(
-            f"model {spec.model_name!r} cannot be trained on {', '.join(strange)}",
+            f"the program cannot be trained on {', '.join(strange)}",
             seen=f"corpora {', '.join(CORPORA)}",
             next_step="teach the program that corpus, or train another model for it",
         )

@@ -22,22 +22,27 @@ def test_every_field_explains_itself_and_its_default_is_valid():
 
 
 def test_what_is_filled_in_arrives_in_the_spec():
-    spec = parse_form(RetrainSpec, {"capacity_nodes": 1, "data_corpora": ["python", "cpp"], "model_name": "other"})
-    assert (spec.capacity.nodes, spec.data.corpora, spec.model_name) == (1, ("python", "cpp"), "other")
+    spec = parse_form(RetrainSpec, {"capacity_nodes": 1, "data_corpora": ["python", "cpp"], "ref": "refs/heads/main"})
+    assert (spec.capacity.nodes, spec.data.corpora, spec.ref) == (1, ("python", "cpp"), "refs/heads/main")
     assert spec.program == RetrainSpec().program
+
+
+def test_a_form_that_is_filled_in_is_valid_json_schema():
+    form = form_of(RetrainSpec)
+    jsonschema.validate({"steps": 3, "champion": None, "deep": {"er": [1]}}, form["program_arguments"].schema)
 
 
 def test_nested_fields_are_grouped_in_sections():
     form = form_of(RetrainSpec)
     assert form["capacity_nodes"].schema["section"] == "capacity"
-    assert "section" not in form["model_name"].schema
+    assert "section" not in form["commit"].schema
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"capacity_nodes": 0}, "capacity_nodes"),
-        ({"source_commit": "main"}, "source_commit"),
+        ({"commit": "main"}, "commit"),
         ({"data_corpora": ["latin"]}, "data_corpora"),
         ({"nodes": 2}, "nodes"),
         ({"capacity_node": 2}, "capacity_node"),

@@ -13,7 +13,7 @@ SERVING = ServingModel(version=3, repository="https://example.org/code.git", com
 
 
 def asked(**source: str) -> RetrainSpec:
-    return RetrainSpec.model_validate({"source": source})
+    return RetrainSpec.model_validate(source)
 
 
 def test_a_push_trains_the_pushed_commit():
@@ -34,7 +34,7 @@ def test_what_the_serving_model_knows_is_not_forgotten_by_the_next_push():
 
 @pytest.mark.parametrize("serving", [None, SERVING])
 def test_without_a_commit_nothing_is_guessed(serving: ServingModel | None):
-    with pytest.raises(SettingsError, match="which code"):
+    with pytest.raises(SettingsError, match="from which code"):
         plan_turn(asked(repository="https://example.org/other.git"), serving=serving)
 
 
