@@ -183,6 +183,12 @@ class ObjectStore:
         with self._translated("download", key):
             self._s3.download_file(self.bucket, key, str(path))
 
+    def presigned(self, key: str, *, seconds: int) -> str:
+        """An address from which anybody may GET this object for a while, without a key. Makes no request."""
+        return self._s3.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+        )
+
     def probe_conditional_put(self) -> None:
         """Refuse a server that accepts ``If-None-Match`` and ignores it: eight writers race for one key.
 
