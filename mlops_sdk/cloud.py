@@ -95,6 +95,11 @@ class Cloud:
         clock = self._clock
         return None if clock is None else clock[0] + timedelta(seconds=monotonic() - clock[1])
 
+    def endpoint(self, service: str) -> str:
+        """The public address of a service type, without a version."""
+        with _translated(f"finding {service}", self._settings.auth_url):
+            return self._root(service)
+
     def user_id(self) -> str:
         """Id of the user we are logged in as."""
         with _translated("login", self._settings.auth_url):

@@ -89,6 +89,22 @@ class History:
         """The newest generation, or None before any."""
         return self.generations[max(self.generations)] if self.generations else None
 
+    def generation_to_try(self, stored: int = 0) -> int:
+        """Which generation a new try of the same task works on: the latest while it lasts, else the next one.
+
+        Args:
+            stored: What an earlier try wrote down before it created anything; 0 for nothing.
+
+        Example:
+            >>> History().generation_to_try()
+            1
+        """
+        latest = self.latest
+        if latest is None:
+            return max(stored, 1)
+        ending = latest.state in {LeaseState.RELEASING, LeaseState.RELEASED}
+        return max(stored, latest.number + 1 if ending else latest.number)
+
 
 def read_history(entries: Iterable[Entry]) -> History:
     """Fold the entries, oldest first, into what they tell."""

@@ -85,13 +85,16 @@ class Journal:
         run_key: Which run.
         now: The service's clock.
         writer: Who appends (``run`` or ``reaper``).
+
+    Attributes:
+        writer: The same, unique: how this one's entries are told from those of others.
     """
 
     def __init__(self, store: ObjectStore, run_key: str, *, now: Callable[[], datetime], writer: str = "run") -> None:
         self._store = store
         self._prefix = f"runs/{run_key}/journal/"
         self._now = now
-        self._writer = f"{writer}-{uuid.uuid4().hex[:8]}"
+        self.writer = f"{writer}-{uuid.uuid4().hex[:8]}"
         self._next = 0
         self._backlog: list[Entry] = []
         self._silent_until = 0.0
@@ -127,7 +130,7 @@ class Journal:
         return Entry(
             number=0,
             at=self._now(),
-            writer=self._writer,
+            writer=self.writer,
             kind=kind,
             action=action,
             resource=resource,

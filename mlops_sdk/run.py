@@ -198,6 +198,22 @@ class Run:
                 yield from self.releasing(reason)
             raise
 
+    def leasing_in(self, generation: int, request: LeaseRequest) -> Steps[Lease]:
+        """`leasing` in exactly this generation, as steps. Earlier ones are given back first.
+
+        Raises:
+            LeaseLost: this generation was given back already.
+        """
+        while self.generation < generation:
+            yield from self.opening_next()
+        if self.generation > generation:
+            raise LeaseLost(
+                f"generation {generation} of run {self.key!r} was given back",
+                seen=f"the run is at generation {self.generation}",
+                next_step="a retry opens the next generation",
+            )
+        return (yield from self.leasing(request))
+
     def adopting(self) -> Steps[Lease]:
         """The machines that this generation was leased already, as steps; makes none, gives none back if that fails.
 

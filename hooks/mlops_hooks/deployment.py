@@ -13,6 +13,7 @@ from mlops_hooks.openstack import OpenStackConfig, OpenStackHook
 from mlops_hooks.s3 import S3Hook
 from mlops_sdk.client import Client
 from mlops_sdk.config import MlflowSettings, S3Settings, Settings
+from mlops_sdk.keeper import Keeper
 
 
 class ConnectionSettings(Settings):
@@ -71,9 +72,13 @@ class DeploymentHook:
         """A client of the deployment; connects to each service at its first use."""
         return Client(self.settings())
 
-    async def aclient(self) -> Client:
-        """As `client`, for triggers. The client's own calls block: `asyncio.to_thread` them."""
-        return Client(await self.asettings())
+    async def aclient(self, *, keeper: Keeper | None = None) -> Client:
+        """As `client`, for triggers. The client's own calls block: `asyncio.to_thread` them.
+
+        Args:
+            keeper: Who renews the leases of its runs.
+        """
+        return Client(await self.asettings(), keeper=keeper)
 
     def _compose(self, openstack: OpenStackConfig, s3: S3Settings, mlflow: MlflowSettings) -> Settings:
         data: dict[str, Any] = {

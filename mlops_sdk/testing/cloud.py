@@ -293,6 +293,10 @@ class FakeBaremetal(BaremetalApi):
             self._cloud.config_drives.pop(node_id, None)
             self._cloud.change(machine, to="deleting", after_s=1, then="deleted")
 
+    def address_of(self, node_id: str) -> str:
+        """Nowhere."""
+        return f"http://ironic.invalid/v1/nodes/{node_id}"
+
     def _call(self, name: str) -> _Call:
         return _Call(self._cloud, name, self._login)
 

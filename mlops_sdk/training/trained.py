@@ -37,6 +37,7 @@ class TrainingOrder(_Record):
         git: The commit of the code.
         data_revision: The commit that pins the data; "" if it is not pinned.
         tracking_run_id: MLflow run for the metrics; "" for none.
+        tracking_url: Where a person finds it.
     """
 
     model_name: str
@@ -46,6 +47,7 @@ class TrainingOrder(_Record):
     git: GitState
     data_revision: str = ""
     tracking_run_id: str = ""
+    tracking_url: str = ""
 
     @property
     def launch(self) -> LaunchSpec:

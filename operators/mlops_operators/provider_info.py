@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from mlops_hooks.forms import FORMS
+
+_INTEGRATION = "OpenInfra MLOps"
+_OPERATORS = ("tests", "data", "capacity", "training", "registry", "drift")
+_TRIGGERS = ("capacity", "training")
+_LINKS = ("MlflowRunLink", "NodeLink", "EndpointLink")
 
 
 def get_provider_info() -> dict[str, Any]:
-    """The provider description. Operators, hooks and connection types are added as they are built."""
+    """The provider description. Imports nothing of Airflow: every process of Airflow reads it.
+
+    The plugin is not in it: it has an entry point of its own, and Airflow refuses one that is registered twice.
+    """
+    hooks = [form.hook_class.rpartition(".")[0] for form in FORMS]
     return {
         "package-name": "openinfra-mlops",
-        "name": "OpenInfra MLOps",
+        "name": _INTEGRATION,
         "description": "Lease OpenStack capacity, train, checkpoint, register and give everything back.",
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://docs.openstack.org/ironic/latest/",
+                "tags": ["service"],
+            }
+        ],
+        "operators": [_modules(f"mlops_operators.{name}" for name in _OPERATORS)],
+        "hooks": [_modules(["mlops_hooks.deployment", *hooks])],
+        "triggers": [_modules(f"mlops_operators.triggers.{name}" for name in _TRIGGERS)],
+        "connection-types": [form.to_json() for form in FORMS],
+        "extra-links": [f"mlops_operators.links.{name}" for name in _LINKS],
     }
+
+
+def _modules(names: Iterable[str]) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": list(names)}

@@ -71,6 +71,10 @@ class BaremetalApi(Protocol):
         """Start tear-down and cleaning. Raises `NotYet`."""
         ...
 
+    def address_of(self, node_id: str) -> str:
+        """Where a person who may see it finds this machine."""
+        ...
+
 
 class IronicApi(BaremetalApi):
     """`BaremetalApi` over HTTP: plain requests, no hidden polling, no hidden retries of 409."""
@@ -159,6 +163,10 @@ class IronicApi(BaremetalApi):
         )
         if reply.status in {_CONFLICT, 400}:
             raise NotYet(f"{reply.status} {words_of(reply.body)}")
+
+    def address_of(self, node_id: str) -> str:
+        """The machine in Ironic's API."""
+        return f"{self._cloud.endpoint('baremetal')}/v1/nodes/{node_id}"
 
     def _get(self, path: str) -> dict[str, Any] | None:
         reply = self._cloud.request("baremetal", "GET", path, headers=_HEADERS, accept={_NOT_FOUND})

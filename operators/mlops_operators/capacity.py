@@ -1,0 +1,136 @@
+"""Machines for a DAG run: leased by a setup task, given back by its teardown.
+
+machines = ProvisionOperator(task_id="provision", nodes=2, resource_class="gpu.h200.8x").as_setup()
+machines >> train >> ReleaseOperator(task_id="release").as_teardown(setups=machines)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn
+
+from airflow.sdk import Context
+
+from mlops_operators.base import MlopsOperator
+from mlops_operators.failures import airflow_failures, error_from_json
+from mlops_operators.links import NodeLink
+from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
+from mlops_sdk.errors import CapacityError
+
+GENERATION = "generation"  # in the task's state store
+
+
+class ProvisionOperator(MlopsOperator):
+    """Lease machines, all or none; waits deferred. Cleared, retried or killed in any state, it never leases twice.
+
+    Which generation of the run's lease this try works on is written into the task's state store before anything is
+    created. A later try adopts what is healthy of it, or opens the next one. What fails gives back what it got; what is
+    killed is not renewed, and the reaper returns it.
+
+    Pushes back ``{"run", "generation", "nodes", "deadline"}``, the machines by name.
+
+    Args:
+        nodes: How many machines. Templated.
+        resource_class: Ironic resource class of each. Templated.
+        traits: Ironic traits that each must have. Templated.
+        hours: Hard limit of the lease. Templated.
+        wait_s: How long to wait for capacity. Templated.
+        kwargs: Of `MlopsOperator`.
+    """
+
+    template_fields: Collection[str] = (
+        *MlopsOperator.template_fields,
+        "nodes",
+        "resource_class",
+        "traits",
+        "hours",
+        "wait_s",
+    )
+    operator_extra_links = (NodeLink(),)
+    ui_color = "#e6eefc"
+
+    def __init__(
+        self,
+        *,
+        nodes: int | str,
+        resource_class: str,
+        traits: Sequence[str] = (),
+        hours: float | str = 1.0,
+        wait_s: float | str = 60.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.nodes = nodes
+        self.resource_class = resource_class
+        self.traits = traits
+        self.hours = hours
+        self.wait_s = wait_s
+
+    def execute(self, context: Context) -> NoReturn:
+        """Decide on the generation, write it down, wait."""
+        with airflow_failures():
+            run = self.hook.client().start_run(self.run_name)
+            generation = run.history().generation_to_try(_stored(context))
+        self._lease(context, generation)
+
+    def provisioned(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The machines are there, or not."""
+        with airflow_failures():
+            if "error" not in event:
+                NodeLink().show(context, event["link"])
+                return {key: event[key] for key in ("run", "generation", "nodes", "deadline")}
+            error = error_from_json(event["error"])
+            if not (event.get("adopted") and isinstance(error, CapacityError)):
+                raise error
+        self.log.warning("an earlier try's machines are lost, opening the next generation: %s", error)
+        return self._lease(context, 1 + _stored(context))
+
+    def _lease(self, context: Context, generation: int) -> NoReturn:
+        _store(context).set(GENERATION, generation)
+        trigger = ProvisionTrigger(
+            generation=generation,
+            nodes=int(self.nodes),
+            resource_class=self.resource_class,
+            traits=list(self.traits),
+            hours=float(self.hours),
+            wait_s=float(self.wait_s),
+            **self.connections,
+            run_name=self.run_name,
+        )
+        self.defer(trigger=trigger, method_name=self.provisioned.__name__, timeout=self.execution_timeout)
+
+
+class ReleaseOperator(MlopsOperator):
+    """Give back all machines of a run, revoke its credential, prove it; waits deferred.
+
+    Idempotent, and right in whatever state the run is: leased, half-way there, given back by the reaper, never begun.
+    Pushes back ``{"run", "machines": {name: outcome}}``. Fails while something is not back, or not clean.
+    """
+
+    ui_color = "#e6eefc"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Nothing to wait for, or wait."""
+        del context
+        with airflow_failures():
+            if self.hook.client().find(self.run_name) is None:
+                return {"run": "", "machines": {}}
+        trigger = ReleaseTrigger(**self.connections, run_name=self.run_name)
+        return self.defer(trigger=trigger, method_name=self.released.__name__, timeout=self.execution_timeout)
+
+    def released(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything is back, or not."""
+        del context
+        with airflow_failures():
+            if "error" in event:
+                raise error_from_json(event["error"])
+        return dict(event)
+
+
+def _store(context: Context) -> Any:
+    """What outlives retries of a task; `Context` is typed for what may be missing outside of a task."""
+    return dict(context)["task_state_store"]
+
+
+def _stored(context: Context) -> int:
+    return int(_store(context).get(GENERATION, 0))

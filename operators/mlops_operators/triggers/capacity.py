@@ -1,0 +1,150 @@
+"""Waiting for machines, and for their return."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from mlops_operators.triggers.base import MlopsTrigger
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
+from mlops_sdk.client import Client
+from mlops_sdk.errors import MlopsError, NodeFailed
+from mlops_sdk.journal import EntryKind
+from mlops_sdk.run import Run
+from mlops_sdk.steps import adrive
+
+
+class ProvisionTrigger(MlopsTrigger):
+    """Leases machines in one generation of a run. Made again elsewhere, it adopts what is there and goes on.
+
+    Args:
+        generation: Which; written down by the task before this trigger existed.
+        nodes: How many machines.
+        resource_class: Of each.
+        traits: That each must have.
+        hours: Until the deadline, from the first request on.
+        wait_s: How long to wait for capacity.
+        connections: See `MlopsTrigger`.
+    """
+
+    def __init__(
+        self,
+        *,
+        generation: int,
+        nodes: int,
+        resource_class: str,
+        traits: list[str],
+        hours: float,
+        wait_s: float,
+        **connections: str,
+    ) -> None:
+        super().__init__(**connections)
+        self.generation = generation
+        self.nodes = nodes
+        self.resource_class = resource_class
+        self.traits = traits
+        self.hours = hours
+        self.wait_s = wait_s
+        self._adopts = False
+        self._run: Run | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """See `MlopsTrigger.arguments`."""
+        return {
+            **super().arguments(),
+            "generation": self.generation,
+            "nodes": self.nodes,
+            "resource_class": self.resource_class,
+            "traits": self.traits,
+            "hours": self.hours,
+            "wait_s": self.wait_s,
+        }
+
+    async def work(self) -> dict[str, Any]:
+        """Lease; the machines by name."""
+        client = await self.client()
+        run = self._run = await self.blocking(client.start_run, self.run_name)
+        try:
+            request = await self.blocking(self._request, client, run)
+            lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
+            link = await self.blocking(client.services.baremetal.address_of, lease.nodes[0].id)
+        except BaseException:
+            self.caretaker.let_go(run)
+            raise
+        self.hand_over(run)
+        self.log.info("leased %s until %s", ", ".join(node.name for node in lease.nodes), to_iso(lease.deadline))
+        return {
+            "run": run.key,
+            "generation": lease.generation,
+            "nodes": [node.name for node in lease.nodes],
+            "deadline": to_iso(lease.deadline),
+            "link": link,
+        }
+
+    def failed(self, error: MlopsError) -> dict[str, Any]:
+        """The event of a failure; says whether it was about machines of an earlier try."""
+        return {**super().failed(error), "adopted": self._adopts}
+
+    async def on_kill(self) -> None:
+        """A person ended the task: give back what it got, unless another try has taken it over already."""
+        run = self._run
+        if run is not None:
+            await self.caretaker.finish(self._give_back(run))
+
+    async def _give_back(self, run: Run) -> None:
+        if await self.blocking(_is_mine, run, self.generation):
+            client = await self.client()
+            await adrive(run.releasing(EndReason.CANCELLED), client.services.clock)
+
+    def _request(self, client: Client, run: Run) -> LeaseRequest:
+        earlier = run.history().generations.get(self.generation)
+        self._adopts = earlier is not None and earlier.request is not None
+        return LeaseRequest(
+            nodes=self.nodes,
+            resource_class=self.resource_class,
+            traits=tuple(self.traits),
+            deadline=client.services.baremetal.now() + timedelta(hours=self.hours),
+            wait_s=self.wait_s,
+        )
+
+
+class ReleaseTrigger(MlopsTrigger):
+    """Gives back whatever the run holds, and proves it. Idempotent; a run that never began is proven at once."""
+
+    async def work(self) -> dict[str, Any]:
+        """Give back; the outcome of each machine."""
+        client = await self.client()
+        run: Run | None = await self.blocking(client.find, self.run_name)
+        if run is None:
+            return {"run": "", "machines": {}}
+        self.caretaker.take_over(run.key)
+        await adrive(run.releasing(), client.services.clock)
+        return await self.blocking(returned, run)
+
+
+def returned(run: Run) -> dict[str, Any]:
+    """What became of every machine that a run ever had.
+
+    Raises:
+        NodeFailed: something is not back, or not clean.
+    """
+    proof = run.prove()
+    if not proof.complete:
+        raise NodeFailed(
+            f"run {run.key!r} has not given everything back",
+            seen="; ".join(f"{item.kind.value} {item.resource}: {item.evidence}" for item in proof.missing),
+            next_step=f"the reaper keeps at it; look again with `mlops runs show {run.key}`",
+        )
+    pieces = [piece for generation in run.history().generations.values() for piece in generation.pieces.values()]
+    outcomes = {p.node_name or p.name: p.evidence.outcome.value for p in pieces if p.evidence is not None}
+    return {"run": run.key, "machines": outcomes}
+
+
+def _is_mine(run: Run, generation: int) -> bool:
+    """Whether this trigger's own process was the last to ask for this generation's lease."""
+    asked = [
+        entry
+        for entry in run.journal.entries()
+        if entry.action == "lease" and entry.kind is EntryKind.INTENT and entry.generation == generation
+    ]
+    return run.generation == generation and bool(asked) and asked[-1].writer == run.journal.writer

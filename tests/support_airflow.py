@@ -1,0 +1,84 @@
+"""Airflow's part in memory: run a task, its trigger and its continuation as scheduler, worker and triggerer would."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
+
+
+class StateStore:
+    """`task_state_store`: outlives retries and clears."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+
+class TaskInstance:
+    """What links need of a task instance."""
+
+    dag_id, run_id, task_id, map_index = "retrain_lm", "r1", "t", -1
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, *, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+class Task:
+    """One task instance of a DAG run, tried as often as the test says."""
+
+    def __init__(self, operator: BaseOperator) -> None:
+        self.operator = operator
+        self.store = StateStore()
+        self.ti = TaskInstance()
+
+    def context(self) -> dict[str, Any]:
+        return {"task_state_store": self.store, "ti": self.ti}
+
+    def defer(self) -> TaskDeferred:
+        """The first half of a try: it must defer."""
+        with pytest.raises(TaskDeferred) as caught:
+            self.operator.execute(self.context())
+        return caught.value
+
+    def resume(self, deferred: TaskDeferred, event: Any) -> Any:
+        return getattr(self.operator, deferred.method_name)(self.context(), event=event)
+
+    def run(self) -> Any:
+        """A whole try, deferred as often as it wants."""
+        try:
+            return self.operator.execute(self.context())
+        except TaskDeferred as deferred:
+            pending = deferred
+        while True:
+            event = asyncio.run(event_of(stored(pending)))
+            try:
+                return self.resume(pending, event)
+            except TaskDeferred as deferred:
+                pending = deferred
+
+
+def stored(deferred: TaskDeferred) -> Any:
+    """The trigger as another process makes it again from its row in the database."""
+    path, arguments = deferred.trigger.serialize()
+    return import_string(path)(**deserialize(serialize(arguments)))
+
+
+async def event_of(trigger: Any) -> Any:
+    """The payload of its only event, as the database keeps it."""
+    events = [event.payload async for event in trigger.run()]
+    assert len(events) == 1
+    return deserialize(serialize(events[0]))

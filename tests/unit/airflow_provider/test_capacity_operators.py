@@ -1,0 +1,252 @@
+"""Provision and release as Airflow drives them: cleared, retried, killed, restarted; one lease, no orphan."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from mlops_hooks.deployment import DeploymentHook
+from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
+from mlops_operators.failures import airflow_failures, error_from_json, error_to_json
+from mlops_operators.triggers.capacity import ProvisionTrigger
+from mlops_sdk import errors
+from mlops_sdk.errors import AccessDenied, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
+from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
+from support_airflow import Task, event_of, stored
+
+NAME = "retrain_lm/r1"
+
+
+@pytest.fixture
+def cloud(monkeypatch) -> FakeCloud:
+    """The deployment that the connections lead to."""
+    cloud = FakeCloud()
+
+    async def aclient(_hook, *, keeper=None):
+        return cloud.client(keeper=keeper)
+
+    monkeypatch.setattr(DeploymentHook, "client", lambda _hook: cloud.client())
+    monkeypatch.setattr(DeploymentHook, "aclient", aclient)
+    return cloud
+
+
+def provision(**changes) -> Task:
+    values = {"nodes": 2, "resource_class": "gpu.h200.8x", "wait_s": 5, **changes}
+    return Task(ProvisionOperator(task_id="provision", run_name=NAME, **values))
+
+
+def release() -> Task:
+    return Task(ReleaseOperator(task_id="release", run_name=NAME))
+
+
+def nothing_is_held(cloud: FakeCloud) -> bool:
+    return not cloud.held and not cloud.credentials and cloud.client().start_run(NAME).prove().complete
+
+
+def machines_fail(cloud: FakeCloud) -> None:
+    """An operator tears down what is leased."""
+    for machine in cloud.machines.values():
+        if machine.shown.allocation_id:
+            FakeBaremetal(cloud).tear_down(machine.shown.id)
+    cloud.clock.sleep(10)
+
+
+def test_machines_are_leased_and_given_back(cloud):
+    task = provision()
+    result = task.run()
+    assert result["nodes"] == ["gpu-01", "gpu-02"]
+    assert result["generation"] == 1
+    assert task.ti.pushed["_link_NodeLink"].startswith("http://ironic.invalid/v1/nodes/")
+    assert sorted(cloud.held) == result["nodes"]
+    back = release().run()
+    assert back["machines"] == {"gpu-01": "cleaned", "gpu-02": "cleaned"}
+    assert nothing_is_held(cloud)
+
+
+def test_the_generation_is_stored_before_anything_is_created(cloud):
+    task = provision()
+    task.defer()
+    assert task.store.values == {"generation": 1}
+    assert not cloud.allocations
+    assert not cloud.credentials
+
+
+def test_the_trigger_row_holds_names_only(cloud):
+    deferred = provision().defer()
+    path, arguments = deferred.trigger.serialize()
+    assert path == "mlops_operators.triggers.capacity.ProvisionTrigger"
+    assert json.loads(json.dumps(arguments)) == {
+        "run_name": NAME,
+        "openstack_conn_id": "mlops_openstack",
+        "s3_conn_id": "mlops_s3",
+        "mlflow_conn_id": "mlops_mlflow",
+        "generation": 1,
+        "nodes": 2,
+        "resource_class": "gpu.h200.8x",
+        "traits": [],
+        "hours": 1.0,
+        "wait_s": 5.0,
+    }
+    assert stored(deferred).serialize() == (path, arguments)
+    assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)
+
+
+def test_cleared_after_success_it_adopts_the_same_machines(cloud):
+    task = provision()
+    first = task.run()
+    assert task.run() == first
+    assert len(cloud.held) == 2
+
+
+def test_cleared_when_its_machines_are_gone_it_opens_the_next_generation(cloud):
+    task = provision()
+    task.run()
+    machines_fail(cloud)
+    again = task.run()
+    assert again["generation"] == task.store.values["generation"] == 2
+    assert len(cloud.held) == 2
+    release().run()
+    assert nothing_is_held(cloud)
+
+
+def test_cleared_to_ask_for_something_else_it_gives_the_first_back(cloud):
+    task = provision(nodes=1)
+    task.run()
+    task.operator.nodes = 2
+    assert task.run()["generation"] == 2
+    assert len(cloud.held) == 2
+    assert all("-g2-" in name for name in cloud.held.values())
+
+
+def test_a_machine_that_fails_gives_all_back_and_a_retry_gets_others(cloud):
+    bad = next(iter(cloud.machines.values()))
+    bad.fails.add("deploy")
+    task = provision()
+    with pytest.raises(NodeFailed) as caught:
+        task.run()
+    assert "gpu-01" in str(caught.value)
+    assert nothing_is_held(cloud)
+    bad.fails.clear()
+    assert task.run()["generation"] == 2
+
+
+def test_too_few_machines_may_be_tried_again_a_refused_login_may_not(cloud):
+    with pytest.raises(NoCapacity, match="5 x gpu"):
+        provision(nodes=5).run()
+    cloud.faults.clear()
+    cloud.faults.fail_at("create_credential", 1, error=AccessDenied("Keystone refused us", next_step="check it"))
+    with pytest.raises(AirflowFailException, match=r"Keystone refused us.*check it"):
+        provision().run()
+    assert nothing_is_held(cloud)
+
+
+@pytest.mark.parametrize("calls", [1, 9, 13, 24, 30, 36, 44])
+def test_a_triggerer_that_stops_leaves_the_machines_and_the_next_one_goes_on(cloud, calls):
+    task = provision()
+    deferred = task.defer()
+    asyncio.run(cancelled_after(cloud, stored(deferred), calls, message="shutdown"))
+    held = dict(cloud.held)
+    event = asyncio.run(event_of(stored(deferred)))
+    assert task.resume(deferred, event)["generation"] == 1
+    assert held.items() <= cloud.held.items()
+    assert len(cloud.held) == 2
+
+
+@pytest.mark.parametrize("calls", [1, 9, 13, 24, 30, 36, 44])
+def test_killed_by_a_person_in_any_state_it_gives_back_what_it_got(cloud, calls):
+    task = provision()
+    asyncio.run(cancelled_after(cloud, stored(task.defer()), calls, message="user-action"))
+    assert nothing_is_held(cloud)
+    assert task.run()["generation"] in {1, 2}  # cleared: the same generation if nothing had been asked for yet
+    assert len(cloud.held) == 2
+
+
+def test_a_kill_leaves_alone_what_the_next_try_has_taken_over(cloud):
+    task = provision()
+    deferred = task.defer()
+
+    async def kill_late() -> None:
+        killed = stored(deferred)
+        await event_of(killed)
+        await event_of(stored(deferred))  # cleared: the next try's trigger is faster than the kill
+        await killed.on_kill()
+
+    asyncio.run(kill_late())
+    assert len(cloud.held) == 2
+
+
+def test_timed_out_or_dead_it_is_not_renewed_and_the_reaper_returns_it(cloud):
+    task = provision()
+    asyncio.run(cancelled_after(cloud, stored(task.defer()), 36, message="timeout"))
+    assert cloud.held
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s + cloud.settings.lease.clock_skew_s + 1)
+    cloud.reaper().reap_once()
+    assert nothing_is_held(cloud)
+    assert task.run()["generation"] == 2
+
+
+def test_release_of_a_run_that_never_began_makes_none(cloud):
+    assert release().run() == {"run": "", "machines": {}}
+    assert not cloud.s3.objects
+
+
+def test_release_is_idempotent_and_finds_what_the_reaper_returned(cloud):
+    provision().run()
+    cloud.clock.sleep(60)
+    cloud.reaper().reap_once()
+    first = release().run()
+    assert first["machines"] == {"gpu-01": "cleaned", "gpu-02": "cleaned"}
+    assert release().run() == first
+
+
+def test_release_after_a_provision_that_stopped_half_way(cloud):
+    asyncio.run(cancelled_after(cloud, stored(provision().defer()), 36, message="shutdown"))
+    assert cloud.held
+    release().run()
+    assert nothing_is_held(cloud)
+
+
+def test_a_machine_that_is_not_clean_fails_the_release_by_name(cloud):
+    next(iter(cloud.machines.values())).fails.add("clean")
+    provision().run()
+    with pytest.raises(NodeFailed, match="not given everything back") as caught:
+        release().run()
+    assert "gpu-01" in caught.value.seen
+    assert "disk stuck" in caught.value.seen
+
+
+def test_a_service_that_is_away_while_the_task_decides_may_be_tried_again(cloud):
+    cloud.faults.fail_at("put_object", 1, error=ServiceUnavailable("S3 is down"))
+    with pytest.raises(ServiceUnavailable):
+        provision().operator.execute(provision().context())
+
+
+@pytest.mark.parametrize(
+    "kind", [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, MlopsError)]
+)
+def test_every_error_of_the_library_crosses_from_trigger_to_task(kind):
+    error = kind("what", seen="seen", next_step="next")
+    again = error_from_json(json.loads(json.dumps(error_to_json(error))))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    with pytest.raises((kind, AirflowFailException), match="what; seen: seen; next: next"), airflow_failures():
+        raise again
+
+
+async def cancelled_after(cloud: FakeCloud, trigger: ProvisionTrigger, calls: int, *, message: str) -> None:
+    """As the triggerer does it: cancel again and again until it ended; `on_kill` if a person was the reason."""
+    cloud.faults.clear()
+    task = asyncio.ensure_future(event_of(trigger))
+    while len(cloud.faults.calls) < calls and not task.done():  # noqa: ASYNC110 - the calls come from other threads
+        await asyncio.sleep(0)
+    assert not task.done()
+    while not task.done():
+        task.cancel(message)
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        task.result()
+    if message == "user-action":
+        await trigger.on_kill()
