@@ -21,6 +21,7 @@ import pytest
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
+from mlops_sdk.data.versioning import pin
 from mlops_sdk.errors import BundleError, HostKeyMismatch, JobFailed, LeaseLost, NodeFailed
 from mlops_sdk.remote.ssh import run_once
 from mlops_sdk.run import Run
@@ -240,6 +241,23 @@ def test_a_disk_that_a_program_fills_is_named(leased: Leased) -> None:
     finally:
         for node in leased.nodes:
             leased.shell(node, f"rm -f /scratch/{leased.run.key}/full")
+
+
+@pytest.mark.slow
+def test_pinned_data_is_fetched_by_its_hash_and_refused_when_it_changed(leased: Leased, tmp_path: Path) -> None:
+    repository = tmp_path / "data.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", repository], check=True)
+    file = tmp_path / "pinned.bin"
+    file.write_bytes(os.urandom(1 << 20))
+    version = pin(leased.run.settings.s3, str(repository), file, cache=tmp_path / "cache")
+    spec = replace(leased.quick(data=file.name), data=(version.ref(),))
+    result, _, _ = run_it(leased, spec)
+    assert result.result["data_sha256"] == version.sha256
+    for node in leased.nodes:
+        leased.shell(node, f"rm -r /scratch/{leased.run.key}/data")
+    leased.run.store.put(version.key, os.urandom(1 << 20))
+    with pytest.raises(BundleError, match=r"node 'gpu-0\d': .*dvc/files/md5/.* is not what was sent"):
+        run_it(leased, spec)
 
 
 def test_data_that_does_not_fit_is_refused_with_the_machines_name(leased: Leased, tmp_path: Path) -> None:

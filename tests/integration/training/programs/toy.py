@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -23,7 +24,10 @@ def main() -> None:
             ctx.log_metrics(step, {"total": total})
             misbehave(ctx, step)
             time.sleep(0.05)
-    ctx.report_result({"total": total, "world_size": ctx.world_size, "attempt": ctx.attempt})
+    result = {"total": total, "world_size": ctx.world_size, "attempt": ctx.attempt}
+    if "data" in ctx.args:
+        result["data_sha256"] = hashlib.sha256(ctx.data(str(ctx.args["data"])).read_bytes()).hexdigest()
+    ctx.report_result(result)
 
 
 @contextmanager
