@@ -145,6 +145,7 @@ VLLM = Form(
         "python": Extra(label="Python on the host", description="Interpreter of the environment that has vLLM"),
         "haproxy_socket": Extra(label="Socket of haproxy", description="Path on the host"),
         "ports": Extra(label="Ports", description='Of the two slots: {"blue": 8001, "green": 8002}', kind="object"),
+        "engine": Extra(label="Engine", description="How vLLM runs there, if not as on a GPU host", kind="object"),
     },
     hidden=("login", "password", "port", "schema"),
     relabeling={"host": "Public base URL"},

@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
 from mlops_hooks.forms import VLLM
+from mlops_hooks.ssh import SshHook
 from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.remote.ssh import Host
+from mlops_sdk.serving.target import Engine, VllmTarget
 
 _TIMEOUT_S = 10.0
 _NOTHING_BEHIND = 503
@@ -29,6 +32,7 @@ class VllmConfig(BaseModel):
         python: Interpreter with vLLM there.
         haproxy_socket: Path of haproxy's socket on the host.
         ports: Of the slots, by name.
+        engine: How vLLM runs there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +43,7 @@ class VllmConfig(BaseModel):
     python: str
     haproxy_socket: str
     ports: Mapping[str, int]
+    engine: Engine = Engine()
 
 
 class VllmHook(ConnectionHook[VllmConfig]):
@@ -52,11 +57,21 @@ class VllmHook(ConnectionHook[VllmConfig]):
     @classmethod
     def parse(cls, fields: Fields) -> VllmConfig:
         """See `ConnectionHook.parse`."""
-        given = fields.given("ssh_conn_id", "root", "python", "haproxy_socket", "ports")
+        given = fields.given("ssh_conn_id", "root", "python", "haproxy_socket", "ports", "engine")
         try:
             return VllmConfig.model_validate({"base_url": fields.required("host").rstrip("/"), **given})
         except ValidationError as error:
             raise validation_failed(fields.conn_id, error) from None
+
+    def target(self) -> VllmTarget:
+        """What a roll-out works on: this connection and the SSH connection that it names."""
+        config = self.settings()
+        return _target(config, SshHook(config.ssh_conn_id).settings())
+
+    async def atarget(self) -> VllmTarget:
+        """As `target`, for triggers: does not block the event loop."""
+        config = await self.asettings()
+        return _target(config, await SshHook(config.ssh_conn_id).asettings())
 
     def get_conn(self) -> VllmConfig:
         """What a roll-out needs to know of the target."""
@@ -80,3 +95,15 @@ class VllmHook(ConnectionHook[VllmConfig]):
             ) from error
         names = ", ".join(str(model.get("id")) for model in body.get("data", []))
         return f"the proxy at {url} answers and serves {names or 'nothing'}"
+
+
+def _target(config: VllmConfig, host: Host) -> VllmTarget:
+    return VllmTarget(
+        host=host,
+        base_url=config.base_url,
+        root=config.root,
+        python=config.python,
+        haproxy_socket=config.haproxy_socket,
+        ports=config.ports,
+        engine=config.engine,
+    )

@@ -16,7 +16,7 @@ from mlops_sdk.errors import StackError
 DEFAULT_STATE_DIR = Path(".mlops/stacks/default")
 _LONGEST_STATE_DIR = 80  # a Unix socket's path has 108 bytes, and the longest one lies some 20 below
 _SYSTEM_TOOLS = (
-    *("unshare", "nsenter", "setpriv", "ip", "nft", "sshd"),
+    *("unshare", "nsenter", "setpriv", "ip", "nft", "sshd", "haproxy"),
     *("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool"),
 )
 
@@ -58,6 +58,11 @@ class Layout:
     def admin_json(self) -> Path:
         """What operators and tests need: administrator, second tenant, addresses."""
         return self.state_dir / "admin.json"
+
+    @property
+    def serving_json(self) -> Path:
+        """How to reach the serving host, with its client key."""
+        return self.state_dir / "serving.json"
 
     @property
     def airflow_json(self) -> Path:
@@ -116,11 +121,13 @@ class Tools:
         home: The repository: holds ``infra/`` and ``.mlops/``.
         openstack_python: Interpreter of the environment with Ironic and Keystone.
         node_image: The Python environment that machines see read-only.
+        vllm_image: The Python environment that the serving host sees read-only.
     """
 
     home: Path
     openstack_python: Path
     node_image: Path
+    vllm_image: Path
 
     @classmethod
     def find(cls) -> Tools:
@@ -137,7 +144,8 @@ class Tools:
             )
         python = os.environ.get("MLOPS_OPENSTACK_PYTHON") or home / ".mlops/envs/openstack/bin/python"
         image = os.environ.get("MLOPS_NODE_IMAGE") or home / ".mlops/images/train"
-        tools = cls(home=home, openstack_python=Path(python), node_image=Path(image))
+        vllm = os.environ.get("MLOPS_VLLM_IMAGE") or home / ".mlops/envs/vllm"
+        tools = cls(home=home, openstack_python=Path(python), node_image=Path(image), vllm_image=Path(vllm))
         tools._check()
         return tools
 
@@ -146,7 +154,7 @@ class Tools:
         return self.home.joinpath("infra", "local", *parts)
 
     def _check(self) -> None:
-        missing = [str(path) for path in (self.openstack_python, self.node_image) if not path.exists()]
+        missing = [str(path) for path in (self.openstack_python, self.node_image, self.vllm_image) if not path.exists()]
         missing += [tool for tool in _SYSTEM_TOOLS if shutil.which(tool) is None]
         if missing:
             raise StackError(

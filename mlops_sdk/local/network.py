@@ -10,7 +10,8 @@ outside, made from the stack's tag; a left-over is swept before it is made again
 The firewall drops by default and keeps no state. Let through are: everything between machines of one run; TCP from the
 stack to port 22 of machines; TCP from machines to the stack's published ports; and the packets that answer these
 (source port matches, not an opening SYN). Addresses are bound to bridge ports, so a machine cannot borrow another's.
-The BMC farm enters each machine when it powers on (set `ports`) and its peers (set `peers`).
+The BMC farm enters each machine when it powers on (set `ports`) and its peers (set `peers`). Static hosts are known
+from the start; what they serve is open to the stack.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _HOST_PORT = "host"
 _TABLE = "mlops"
 _SSH = 22
 _TIMEOUT_S = 20
+_NOT_OPENING = "tcp flags & (syn | ack) != syn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,16 @@ class HostAddress:
 
     interface: str
     network: ipaddress.IPv4Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticHost:
+    """A host that is always on the bridge, under its name; `serves` is its one port that is open to the stack."""
+
+    name: str
+    mac: str
+    address: str
+    serves: int
 
 
 class Fabric:
@@ -57,13 +69,16 @@ class Fabric:
         self.pid = holder.pid
 
     @classmethod
-    def start(cls, tag: str, subnet: str, *, published_ports: Sequence[int]) -> Fabric:
+    def start(
+        cls, tag: str, subnet: str, *, published_ports: Sequence[int], hosts: Sequence[StaticHost] = ()
+    ) -> Fabric:
         """Make the network; what an earlier one with the same tag left is removed first.
 
         Args:
             tag: Names the stack (`Layout.tag`); at most 11 characters, for the kernel allows names of 15.
             subnet: A /24.
             published_ports: TCP ports at the stack's address that machines may connect to (S3, MLflow).
+            hosts: Beside the machines.
 
         Raises:
             StackError: when another interface has an address in the subnet, or the kernel refuses (root is needed).
@@ -77,7 +92,7 @@ class Fabric:
         try:
             _run(["ip", "link", "add", interface, "type", "veth", "peer", "name", _HOST_PORT, "netns", str(holder.pid)])
             _inside(holder.pid, ["ip", "-batch", "-"], _bridge_commands())
-            _inside(holder.pid, ["nft", "-f", "-"], ruleset(network, published_ports))
+            _inside(holder.pid, ["nft", "-f", "-"], ruleset(network, published_ports, hosts))
             _run(["ip", "address", "add", f"{fabric.address}/{network.prefixlen}", "dev", interface])
             _run(["ip", "link", "set", interface, "addrgenmode", "none", "up"])
         except BaseException:
@@ -125,11 +140,24 @@ def host_addresses() -> list[HostAddress]:
     return found
 
 
-def ruleset(subnet: ipaddress.IPv4Network, published_ports: Sequence[int]) -> str:
+def ruleset(subnet: ipaddress.IPv4Network, published_ports: Sequence[int], hosts: Sequence[StaticHost] = ()) -> str:
     """The firewall, in nft's language."""
+    known = "".join(
+        f"""
+    ether type arp iifname "{host.name}" ether saddr {host.mac} arp saddr ip {host.address} goto arp_from_machine
+    ether type ip iifname "{host.name}" ether saddr {host.mac} ip saddr {host.address} goto from_machine"""
+        for host in hosts
+    )
+    asked = "".join(
+        f"\n    ip saddr {subnet[1]} ip daddr {host.address} tcp dport {host.serves} accept" for host in hosts
+    )
+    answers = "".join(
+        f"""
+    oifname "{_HOST_PORT}" ip saddr {host.address} ip daddr {subnet[1]} tcp sport {host.serves} {_NOT_OPENING} accept"""
+        for host in hosts
+    )
     stack = subnet[1]
     published = ", ".join(str(port) for port in sorted(set(published_ports))) or "0"
-    not_opening = "tcp flags & (syn | ack) != syn"
     return f"""
 table bridge {_TABLE} {{
   # who may speak: bridge port, link address, IPv4 address of each machine that is on
@@ -141,12 +169,12 @@ table bridge {_TABLE} {{
     type filter hook forward priority 0; policy drop;
     iifname "{_HOST_PORT}" goto from_stack
     ether type arp iifname . ether saddr . arp saddr ip @ports goto arp_from_machine
-    ether type ip iifname . ether saddr . ip saddr @ports goto from_machine
+    ether type ip iifname . ether saddr . ip saddr @ports goto from_machine{known}
   }}
   chain from_stack {{
     ether type arp arp saddr ip {stack} accept
-    ip saddr {stack} tcp dport {_SSH} accept
-    ip saddr {stack} tcp sport {{ {published} }} {not_opening} accept
+    ip saddr {stack} tcp dport {_SSH} accept{asked}
+    ip saddr {stack} tcp sport {{ {published} }} {_NOT_OPENING} accept
     drop
   }}
   chain arp_from_machine {{
@@ -156,7 +184,7 @@ table bridge {_TABLE} {{
   }}
   chain from_machine {{
     oifname "{_HOST_PORT}" ip daddr {stack} tcp dport {{ {published} }} accept
-    oifname "{_HOST_PORT}" ip daddr {stack} tcp sport {_SSH} {not_opening} accept
+    oifname "{_HOST_PORT}" ip daddr {stack} tcp sport {_SSH} {_NOT_OPENING} accept{answers}
     oifname != "{_HOST_PORT}" ip saddr . ip daddr @peers accept
     drop
   }}

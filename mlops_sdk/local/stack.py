@@ -26,6 +26,7 @@ from mlops_sdk.local.services.ironic import ironic_service
 from mlops_sdk.local.services.keystone import keystone_service
 from mlops_sdk.local.services.machines import MachineNetwork, machine_services
 from mlops_sdk.local.services.mlflow import mlflow_services
+from mlops_sdk.local.services.serving import serving_connections, serving_service
 from mlops_sdk.local.services.webhooks import webhook_environment, webhook_services
 from mlops_sdk.local.settings_files import write_settings
 from mlops_sdk.local.site import Site
@@ -59,7 +60,10 @@ def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[S
         ironic_service(site, needs=(), faults=faults),
         Service(name="settings", needs=("keystone", "ceph-rgw"), prepare=lambda: write_settings(site)),
         *machine_services(site, network, faults=faults),
-        *airflow_services(site, airflow, api_environment=webhook_environment(site)),
+        serving_service(site, network),
+        *airflow_services(
+            site, airflow, api_environment=webhook_environment(site), connections=lambda: serving_connections(site)
+        ),
         *webhook_services(site),
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _USER_DATA = Path("/run/config-drive/user_data.json")
+_SERVICES = Path("/run/boot-services.json")  # of a static host: what it runs beside the SSH daemon
 _HOST_KEY = Path("/etc/ssh/ssh_host_ed25519_key")
 _SSHD = ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/sshd_config"]
 _RESTART_AFTER_S = 1.0
@@ -27,10 +28,13 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     if not _USER_DATA.exists():
         _say("no operating system deployed: there is no config drive")
-        _reap_forever(None)
+        _reap_forever([])
     _apply(json.loads(_USER_DATA.read_text()))
     _say(f"booting {os.uname().nodename}")
-    _reap_forever(_SSHD)
+    services = json.loads(_SERVICES.read_text()) if _SERVICES.exists() else {"once": [], "keep": []}
+    for command in services["once"]:
+        _start(command)
+    _reap_forever([_SSHD, *services["keep"]])
 
 
 def _apply(user_data: dict[str, Any]) -> None:
@@ -50,19 +54,19 @@ def _write(path: Path, text: str, mode: int) -> None:
         file.write(text if text.endswith("\n") else f"{text}\n")
 
 
-def _reap_forever(service: list[str] | None) -> None:
-    """Collect every child that ends; the service is started again when it was the one."""
-    pid = _start(service) if service else 0
+def _reap_forever(services: list[list[str]]) -> None:
+    """Collect every child that ends; a service among them is started again, a second later."""
+    running = {_start(service): service for service in services}
     while True:
         try:
             ended, status = os.waitpid(-1, 0)
         except ChildProcessError:
             signal.pause()
             continue
-        if service and ended == pid:
+        if service := running.pop(ended, None):
             _say(f"{service[0]} ended with {os.waitstatus_to_exitcode(status)}")
             time.sleep(_RESTART_AFTER_S)
-            pid = _start(service)
+            running[_start(service)] = service
 
 
 def _start(service: list[str]) -> int:

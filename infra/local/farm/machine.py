@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import configdrive
+import etc
 from fabric import Fabric, Plug
 
 _HERE = Path(__file__).parent
-_PATH = "/opt/image/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OFF_WITHIN_S = 10
 
 # A machine dies with the *thread* that started it (that is how the kernel defines a parent's death), so all are started
@@ -107,32 +107,17 @@ class Machine:
             "scratch_mib": self._scratch_mib(),
             "image_dir": self._farm["image_dir"],
             "boot_program": str(_HERE / "boot.py"),
-            "files": self._etc(hostname) | _config_drive_files(drive),
+            "files": self._files(hostname) | _config_drive_files(drive),
         }
+
+    def _files(self, hostname: str) -> dict[str, str]:
+        neighbours = {m["name"]: m["address"] for m in self._farm["machines"]}
+        return etc.files(hostname, {hostname: self._address, **neighbours})
 
     def _scratch_mib(self) -> int | None:
         """The size of /scratch: the slot's own, else the farm's, else whatever the disk below has."""
         own = self.slot / "scratch-mib"
         return int(own.read_text()) if own.exists() else self._farm.get("scratch_mib")
-
-    def _etc(self, hostname: str) -> dict[str, str]:
-        """Files below /etc. Names are resolved from /etc/hosts only: there is no DNS that could be slow."""
-        neighbours = [f"{m['address']} {m['name']}" for m in self._farm["machines"]]
-        own = [f"{self._address} {hostname}"] if hostname != self.name else []
-        return {
-            "/etc/hostname": f"{hostname}\n",
-            "/etc/hosts": "\n".join(["127.0.0.1 localhost", *own, *neighbours, ""]),
-            "/etc/resolv.conf": "options timeout:1 attempts:1\n",
-            "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
-            "/etc/passwd": (
-                "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
-                "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-            ),
-            "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
-            "/etc/shadow": "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\nnobody:!:19000::::::\n",
-            "/etc/profile": f"export PATH={_PATH}\n",
-            "/etc/ssh/sshd_config": (_HERE / "sshd_config").read_text(),
-        }
 
 
 def _config_drive_files(drive: configdrive.ConfigDrive | None) -> dict[str, str]:

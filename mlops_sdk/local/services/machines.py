@@ -15,6 +15,7 @@ from mlops_sdk.local.network import Fabric
 from mlops_sdk.local.probes import answers_http, said
 from mlops_sdk.local.service import Command, Service
 from mlops_sdk.local.services.keystone import OUR_PROJECT, connect, identity
+from mlops_sdk.local.services.serving import serving_host
 from mlops_sdk.local.site import Site
 
 _BMC_USER = "mlops"
@@ -123,7 +124,12 @@ class MachineNetwork:
     def start(self) -> None:
         """Make the network."""
         ports = self.site.addresses
-        self.running = Fabric.start(self.site.layout.tag, ports.subnet, published_ports=(ports.rgw, ports.mlflow))
+        self.running = Fabric.start(
+            self.site.layout.tag,
+            ports.subnet,
+            published_ports=(ports.rgw, ports.mlflow),
+            hosts=(serving_host(ports.subnet),),
+        )
 
     def stop(self) -> None:
         """Take it down."""
