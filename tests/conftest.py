@@ -127,8 +127,13 @@ def airflow(stack: StackHandle) -> AirflowHandle:
     control.release(stack.layout, "airflow-db")
     access = json.loads(stack.layout.airflow_json.read_text())
     rest = AirflowRest(access["url"], access["username"], SecretStr(access["password"]))
-    ours = {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
-    eventually(lambda: {*ours, "waits"} <= {dag["dag_id"] for dag in rest.dags()}, within_s=60, what="DAGs are parsed")
+    files = {path.stem for folder in ("dags", "tests/stack_dags") for path in (REPOSITORY / folder).glob("*.py")}
+
+    def all_seen() -> bool:  # a file that cannot be imported is for a test to tell
+        loaded = {dag["relative_fileloc"] for dag in rest.dags()} | {e["filename"] for e in rest.import_errors()}
+        return files <= {Path(name).stem for name in loaded}
+
+    eventually(all_seen, within_s=60, what=f"{sorted(files)} are read")
     return AirflowHandle(rest=rest, access=access, webhook=json.loads(stack.layout.webhook_json.read_text()))
 
 

@@ -53,7 +53,7 @@ def running_stack(timeline: Timeline, layout: Layout) -> Generator[None]:
             step.show(f"it runs already in {layout.state_dir}")
             stack = None
         else:
-            stack = StackProcess(layout.state_dir)
+            stack = StackProcess(layout.state_dir, hold=("airflow-db",))  # this job needs no Airflow
             _wait_ready(step, stack)
     try:
         yield
