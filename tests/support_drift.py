@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sysconfig
+from datetime import UTC, datetime
 from pathlib import Path
 
-from mlops_sdk.drift.profile import Reference, build_reference
+from mlops_sdk.drift.profile import Profile, Reference, build_reference
 from mlops_sdk.drift.prompts import cut_prompts
 
 
@@ -54,3 +55,14 @@ def traffic(kind: str, count: int, *, seed: int) -> list[str]:
     """Prompts that users send, of text that no reference was made of."""
     texts = {"python": python_texts, "cpp": cpp_texts}[kind]()
     return cut_prompts(traffic_texts(texts), count=count, seed=1000 + seed)
+
+
+def profile_of(known: Reference, prompts: list[str], *, instance: str, version: str = "1") -> Profile:
+    """What a serving process has counted that was sent these prompts."""
+    return Profile(
+        model_version=version,
+        instance=instance,
+        reference=known.sha256,
+        counts=known.count(prompts),
+        started_at=datetime(2026, 3, 1, tzinfo=UTC),
+    )

@@ -29,8 +29,8 @@ from mlops_sdk.drift.features import WORDS
 from mlops_sdk.drift.profile import Counts, Reference
 
 _PRIOR = 0.5  # added to every bin: an empty one is rare, not impossible
-_STEPS = 200
-_SETTLED = 1e-6
+_STEPS = 100
+_SETTLED = 1e-4
 _SHOWN = 5
 
 
