@@ -196,11 +196,15 @@ class RedCommit(MlopsError):
 
 
 class ServingError(MlopsError):
-    """A model could not be served."""
+    """A model could not be served: the host, its proxy or the store of its files did not do their part."""
+
+    retriable = True
 
 
 class RolledBack(ServingError):
-    """The new version did not get ready and is gone; what served before still does."""
+    """The new version did not get ready and is gone; what served before still does. It would not the next time."""
+
+    retriable = False
 
 
 class StackError(MlopsError):

@@ -71,7 +71,8 @@ async def roll_out(
 
     Raises:
         RolledBack: the new version did not get ready, or failed; what served before still does.
-        ServingError: another roll-out is at work; the proxy does not answer.
+        ServingError: its files could not be brought (nothing was changed); another roll-out is at work; the proxy does
+            not answer.
         HostKeyMismatch, NodeFailed, RemoteCommandError: the host cannot be reached.
     """
     chosen = options or Options()
@@ -112,6 +113,7 @@ class _RollOut:
         self._tell = tell
         self._memory = Memory()
         self._lib = ""
+        self._failed_as: type[ServingError] = RolledBack
 
     async def run(self) -> Deployed:
         manifest, sha256 = await asyncio.to_thread(_manifest, self._s3, self._model)
@@ -171,6 +173,7 @@ class _RollOut:
             await self._host.order("fetch", stdin={"name": model_folder(sha256), "files": files}, timeout_s=_FETCH_S)
             await self._send_middleware()
         except ServingError as error:  # the host's refusal: the store is down, a file is damaged
+            self._failed_as = ServingError
             self._memory.failure = f"{error.what}: {error.seen}"
             return
         spec = instance(
@@ -209,9 +212,9 @@ class _RollOut:
             endpoint=f"{self._target.base_url}/v1", model=self._model.name, version=self._model.version, slot=slot
         )
 
-    def _rolled_back(self, slots: dict[str, Slot]) -> RolledBack:
+    def _rolled_back(self, slots: dict[str, Slot]) -> ServingError:
         serving = [s.instance.version for s in slots.values() if s.live and s.instance]
-        return RolledBack(
+        return self._failed_as(
             f"version {self._model.version!r} of model {self._model.name!r} was not rolled out; "
             f"{f'version {serving[0]!r} still serves' if serving else 'nothing serves'}",
             seen=self._memory.failure,

@@ -323,7 +323,8 @@ def _ask(root: Path, slot: str) -> dict[str, Any]:
     body = {"model": order["model"], "prompt": order["prompt"], "max_tokens": 4, "temperature": 0}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=float(order.get("timeout_s", _TIMEOUT_S)))
     try:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "x-mlops-probe": "1"}  # no prompt of a user
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
         reply = connection.getresponse()
         said = reply.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:

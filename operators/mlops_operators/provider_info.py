@@ -8,8 +8,8 @@ from typing import Any
 from mlops_hooks.forms import FORMS
 
 _INTEGRATION = "OpenInfra MLOps"
-_OPERATORS = ("tests", "data", "capacity", "training", "registry", "drift")
-_TRIGGERS = ("capacity", "training")
+_OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift")
+_TRIGGERS = ("capacity", "training", "serving")
 _LINKS = ("MlflowRunLink", "NodeLink", "EndpointLink")
 
 
