@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def rendered(dag, task):
         "dag": dag, "task": task, "run_id": "manual__1", "params": dag.params.dump(), "ti": Anything(),
         "task_instance": Anything(), "dag_run": Anything(), "triggering_asset_events": {}, "ds": "2026-01-01",
         "ts": "2026-01-01T00:00:00+00:00", "logical_date": None, "var": Anything(), "macros": Anything(),
+        "conn": Anything(),
     }
     task.render_template_fields(context, dag.get_template_env())
     return {name: str(getattr(task, name)) for name in task.template_fields}
@@ -74,18 +77,15 @@ print(json.dumps({"seconds": seconds, "doors": doors, "dags": found}))
 """
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    home = tmp_path_factory.mktemp("airflow")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
-        "AIRFLOW__CORE__UNIT_TEST_MODE": "false",
-    }
-    found: dict[str, dict[str, Any]] = {}
-    for name in FILES:
+@functools.cache
+def load(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+        }
         done = subprocess.run(
             [sys.executable, "-c", LOAD, str(FOLDER / name)],
             env=environment,
@@ -95,9 +95,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
             timeout=120,
             check=False,
         )
-        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_there_are_dag_files() -> None:
@@ -105,31 +104,29 @@ def test_there_are_dag_files() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_imports_without_io_and_quickly(loaded: dict[str, dict[str, Any]], name: str) -> None:
-    assert loaded[name]["doors"] == []
-    assert loaded[name]["seconds"] < _SECONDS
-    assert loaded[name]["dags"], "the file defines no DAG"
+def test_a_file_imports_without_io_and_quickly(name: str) -> None:
+    assert load(name)["doors"] == []
+    assert load(name)["seconds"] < _SECONDS
+    assert load(name)["dags"], "the file defines no DAG"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_its_dags_are_named_after_it_explain_themselves_and_do_not_catch_up(
-    loaded: dict[str, dict[str, Any]], name: str
-) -> None:
-    for dag_id, dag in loaded[name]["dags"].items():
+def test_its_dags_are_named_after_it_explain_themselves_and_do_not_catch_up(name: str) -> None:
+    for dag_id, dag in load(name)["dags"].items():
         assert dag_id == name.removesuffix(".py")
         assert dag["doc"]
         assert dag["catchup"] is False
         assert dag["tasks"]
 
 
-def test_no_id_is_there_twice(loaded: dict[str, dict[str, Any]]) -> None:
-    ids = [dag_id for found in loaded.values() for dag_id in found["dags"]]
+def test_no_id_is_there_twice() -> None:
+    ids = [dag_id for name in FILES for dag_id in load(name)["dags"]]
     assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_template_fields_render(loaded: dict[str, dict[str, Any]], name: str) -> None:
-    for dag_id, dag in loaded[name]["dags"].items():
+def test_template_fields_render(name: str) -> None:
+    for dag_id, dag in load(name)["dags"].items():
         for task_id, fields in dag["tasks"].items():
             assert not any("{{" in value or "{%" in value for value in fields.values()), (task_id, fields)
             if "run_name" in fields:
