@@ -66,6 +66,18 @@ def candidate_of(trained: Trained, version: RegisteredModel) -> Candidate:
     )
 
 
+def run_named(client: Client, name: str) -> Run:
+    """The run by this name.
+
+    Raises:
+        RegistryError: it never began.
+    """
+    run = client.find(name)
+    if run is None:
+        raise RegistryError(f"there is no run {name!r}", next_step="train before registering")
+    return run
+
+
 def trained_by(run: Run) -> Trained:
     """The finished training of a run.
 

@@ -39,13 +39,13 @@ class ValidateDataOperator(MlopsOperator):
         super().__init__(**kwargs)
         self.rows = rows
         self.suite = suite
-        self.arguments = dict(arguments or {})
+        self.arguments = arguments
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Validate."""
         del context
         with airflow_failures():
-            rows = resolve(self.rows)(**self.arguments)
+            rows = resolve(self.rows)(**(self.arguments or {}))
             return validate(self.hook.client().store, rows, resolve(self.suite)).to_json()
 
 
@@ -78,7 +78,7 @@ class PinDataOperator(MlopsOperator):
         super().__init__(**kwargs)
         self.build = build
         self.repository = repository
-        self.arguments = dict(arguments or {})
+        self.arguments = arguments
         self.cache = cache
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
@@ -86,6 +86,7 @@ class PinDataOperator(MlopsOperator):
         del context
         with airflow_failures():
             cache = Path(self.cache).expanduser()
+            arguments = dict(self.arguments or {})
             build: Callable[..., Path] = resolve(self.build)
-            built = build(build_folder(cache, self.build, self.arguments), **self.arguments)
+            built = build(build_folder(cache, self.build, arguments), **arguments)
             return pin(self.hook.settings().s3, self.repository, built, cache=cache / "dvc").to_json()

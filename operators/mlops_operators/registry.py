@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import airflow_failures
 from mlops_sdk.registry.gate import GateBounds
-from mlops_sdk.registry.registration import admit_trained, register_trained
+from mlops_sdk.registry.registration import admit_trained, register_trained, run_named
 
 
 class RegisterModelOperator(MlopsOperator):
@@ -27,7 +27,7 @@ class RegisterModelOperator(MlopsOperator):
         del context
         with airflow_failures():
             client = self.hook.client()
-            run = client.start_run(self.run_name)
+            run = run_named(client, self.run_name)
             model = register_trained(client, run)
         return {
             "name": model.name,
@@ -61,6 +61,7 @@ class GateOperator(MlopsOperator):
         del context
         with airflow_failures():
             client = self.hook.client()
-            verdict = admit_trained(client, client.start_run(self.run_name), GateBounds(worse_by=float(self.worse_by)))
+            bounds = GateBounds(worse_by=float(self.worse_by))
+            verdict = admit_trained(client, run_named(client, self.run_name), bounds)
         self.log.info("The gate lets it pass:\n%s", verdict.table())
         return verdict.model_dump(mode="json")

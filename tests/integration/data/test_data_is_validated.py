@@ -64,6 +64,7 @@ def test_good_data_passes_and_bad_data_is_named_with_its_files(store: ObjectStor
     assert caught.value.next_step.endswith(f"s3://{store.bucket}/{kept}")
 
 
+@pytest.mark.slow
 def test_each_kind_of_fault_has_its_expectation(good: Path):
     table = rows(["python"], {"python": str(good)})
     assert failing(table) == set()
