@@ -13,6 +13,7 @@ from mlops_operators.reports import ReportLeasesOperator
     schedule="0 3 * * *",
     start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     catchup=False,
+    is_paused_upon_creation=False,
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(hours=1),
     tags=["mlops"],

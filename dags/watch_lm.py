@@ -13,6 +13,7 @@ from mlops_operators.drift import DetectDriftOperator
     schedule=dt.timedelta(minutes=1),
     start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     catchup=False,
+    is_paused_upon_creation=False,
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(minutes=10),
     tags=["mlops"],

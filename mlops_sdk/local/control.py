@@ -90,9 +90,13 @@ def stop(layout: Layout, *, timeout_s: float = _STOP_TIMEOUT_S) -> bool:
     return True
 
 
-def machine_processes(layout: Layout) -> int:
-    """How many processes run on the stack's machines: those in a PID namespace below the stack's own."""
-    return sum(depth(pid) > _STACK_DEPTH for pid in members(holder(layout)))
+def machine_processes(layout: Layout) -> list[int]:
+    """The processes on the machines behind BMCs: what the farm runs in PID namespaces below the stack's own.
+
+    Numbered as this process sees them.
+    """
+    farm = next((service.pid for service in status(layout).services if service.name == "farm"), 0)
+    return [pid for pid in members(farm) if depth(pid) > _STACK_DEPTH] if farm else []
 
 
 def leftovers(layout: Layout, processes: Sequence[int]) -> list[str]:

@@ -27,7 +27,7 @@ from mlops_sdk.local.services.keystone import keystone_service
 from mlops_sdk.local.services.machines import MachineNetwork, machine_services
 from mlops_sdk.local.services.mlflow import mlflow_services
 from mlops_sdk.local.services.serving import serving_connections, serving_service
-from mlops_sdk.local.services.webhooks import webhook_environment, webhook_services
+from mlops_sdk.local.services.webhooks import git_connections, webhook_environment, webhook_services
 from mlops_sdk.local.settings_files import write_settings
 from mlops_sdk.local.site import Site
 from mlops_sdk.local.supervisor import Supervisor
@@ -62,7 +62,10 @@ def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[S
         *machine_services(site, network, faults=faults),
         serving_service(site, network),
         *airflow_services(
-            site, airflow, api_environment=webhook_environment(site), connections=lambda: serving_connections(site)
+            site,
+            airflow,
+            api_environment=webhook_environment(site),
+            connections=lambda: {**serving_connections(site), **git_connections(site)},
         ),
         *webhook_services(site),
     )

@@ -15,7 +15,7 @@ import pytest
 from mlops_pipelines.recipes.main_job import MainJob, default_spec
 from mlops_pipelines.recipes.timeline import Timeline
 from mlops_sdk.client import Client
-from mlops_sdk.local.isolation import depth, members
+from mlops_sdk.local import control
 from support import eventually
 from support_jobs import on_nodes
 
@@ -107,7 +107,7 @@ def nothing_is_held(client: Client, operator: Any, stack: Any) -> Iterator[None]
 
 def machine_pids(stack: Any) -> set[int]:
     """The processes on all machines, as this computer numbers them."""
-    return {pid for pid in members(stack.pid) if depth(pid) > 2}
+    return set(control.machine_processes(stack.layout))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.probes import said
@@ -48,13 +48,23 @@ def code_repository(site: Site) -> Path:
     return site.layout.data("git") / "code.git"
 
 
+def data_repository(site: Site) -> Path:
+    """The bare repository in which DVC pins data."""
+    return site.layout.data("git") / "data.git"
+
+
+def git_connections(site: Site) -> dict[str, dict[str, Any]]:
+    """The Airflow connection by which a DAG finds the data repository."""
+    return {"mlops_data": {"conn_type": "generic", "host": str(data_repository(site))}}
+
+
 def _settings_file(site: Site) -> Path:
     return site.layout.data("git") / "webhook.toml"
 
 
 def _prepare(site: Site) -> None:
     site.layout.data("git").mkdir(mode=0o700, exist_ok=True)
-    code, data = code_repository(site), site.layout.data("git") / "data.git"
+    code, data = code_repository(site), data_repository(site)
     for bare in (code, data):  # creating one again changes nothing
         log = site.layout.log("git-setup")
         site.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", bare], log=log)

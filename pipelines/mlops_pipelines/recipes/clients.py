@@ -92,11 +92,17 @@ class StreamingClients:
         for thread in self._threads:
             thread.start()
 
+    def wait_for_version(self, version: str, *, timeout_s: float = 60.0) -> None:
+        """Wait until this model version has answered somebody; or until the time is up, which the tally then shows."""
+        deadline = time.monotonic() + timeout_s
+        while not self.tally.by_version[version] and time.monotonic() < deadline:
+            self._stop.wait(self._pause_s)
+
     def stop(self) -> Tally:
         """End after the streams that are open now; what was seen in all."""
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            thread.join()  # idempotent
         return self.tally
 
     def __enter__(self) -> Self:
