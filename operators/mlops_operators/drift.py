@@ -8,7 +8,6 @@ from typing import Any, cast
 from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from mlops_hooks.ssh import SshHook
 from mlops_hooks.vllm import VllmHook
 from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import airflow_failures
@@ -72,7 +71,7 @@ class DetectDriftOperator(MlopsOperator):
         return found.to_json()
 
     def _look(self) -> Look:
-        served = VllmHook(self.vllm_conn_id).get_conn()
-        reading = read_profiles(SshHook(served.ssh_conn_id).get_conn(), profiles_folder(served.root))
+        target = VllmHook(self.vllm_conn_id).target()
+        reading = read_profiles(target.host, profiles_folder(target.root))
         bounds = Bounds(prompts=int(self.least_prompts))
         return look(self.hook.client().store, self.model, reading, by=self.run_name, bounds=bounds)
