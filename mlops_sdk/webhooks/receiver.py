@@ -167,12 +167,16 @@ def create_app(load: Callable[[], WebhookSettings] = WebhookSettings.load) -> Fa
 
 
 async def _answer(request: Request, ready: Callable[[], tuple[Receiver, WebhookSettings]]) -> Answer:
+    from starlette.requests import ClientDisconnect  # noqa: PLC0415 - an extra
+
     try:
         receiver, settings = await asyncio.to_thread(ready)
         chunks = request.stream()
         async with asyncio.timeout(settings.read_timeout_s):
             body = await read_capped(chunks, request.headers.get("content-length", ""), settings.max_bytes)
         return await asyncio.to_thread(receiver.accept, body, request.headers)
+    except ClientDisconnect:
+        return Answer(status=STATUS[Malformed], content={"error": "the body is incomplete"})
     except TimeoutError:
         return Answer(status=408, content={"error": "the body took too long to arrive"})
     except (BadSignature, Malformed, TooLarge) as error:
@@ -182,8 +186,6 @@ async def _answer(request: Request, ready: Callable[[], tuple[Receiver, WebhookS
         _LOG.error("webhook: not stored, %s", error)
         return Answer(status=STATUS[ServiceUnavailable], content={"error": "the event cannot be stored now"})
     except Exception as error:  # noqa: BLE001 - the border: whatever it is, the sender gets no traceback
-        if type(error).__name__ == "ClientDisconnect":
-            return Answer(status=400, content={"error": "the sender went away"})
         _LOG.error("webhook: defect, %s", type(error).__name__)  # no message: it might quote the body
         return Answer(status=_OUR_FAULT, content={"error": "internal error"})
 

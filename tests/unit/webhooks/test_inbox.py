@@ -1,6 +1,9 @@
 """The durable inbox, on SQLite files."""
 
+import contextlib
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -109,6 +112,17 @@ def test_another_process_sees_that_something_arrived(inbox, url):
     inbox.store(arrival())
     assert watching.version() != seen
     watching.close()
+
+
+def store_from_a_process_of_its_own(url, key):
+    with contextlib.closing(Inbox(url)) as opened:
+        return opened.store(arrival(key)).duplicate
+
+
+def test_processes_that_open_a_new_inbox_at_once_store_each_event_once(url):
+    with ProcessPoolExecutor(6) as pool:
+        duplicates = list(pool.map(partial(store_from_a_process_of_its_own, url), [str(n % 4) for n in range(24)]))
+    assert duplicates.count(False) == 4
 
 
 def test_keys_may_be_shortened(inbox):
