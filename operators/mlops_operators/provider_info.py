@@ -8,7 +8,7 @@ from typing import Any
 from mlops_hooks.forms import FORMS
 
 _INTEGRATION = "OpenInfra MLOps"
-_OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift")
+_OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift", "reports")
 _TRIGGERS = ("capacity", "training", "serving")
 _LINKS = ("MlflowRunLink", "NodeLink", "EndpointLink")
 
