@@ -1,0 +1,264 @@
+"""A training as Airflow drives it: ordered once, adopted by any triggerer, remembered for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import stamina
+from airflow.sdk.exceptions import AirflowFailException
+
+from mlops_hooks.deployment import DeploymentHook
+from mlops_operators import training
+from mlops_operators.training import TrainOperator
+from mlops_operators.triggers import training as triggers
+from mlops_operators.triggers.keeping import Caretaker
+from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.errors import AccessDenied, JobFailed, NodeFailed, ServiceUnavailable
+from mlops_sdk.registry.lineage import GitState
+from mlops_sdk.run import Run
+from mlops_sdk.source import SourceRef
+from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.training.events import AttemptEnded, StepDone
+from mlops_sdk.training.job import JobResult
+from mlops_sdk.training.launch import Cause
+from mlops_sdk.training.spec import BundleRef, LaunchSpec
+from mlops_sdk.training.trained import TrainingOrder, order, remembered
+from support_airflow import Task, event_of, stored
+
+NAME = "retrain_lm/r1"
+PROGRAM = {"module": "a.program", "arguments": {"steps": 3}}
+DATA = {"name": "x", "sha256": "d" * 64, "md5": "ab" * 16, "size": 5, "revision": "r" * 40}
+REPORTED = {
+    "bits_per_byte": 2.5,
+    "held_out": {"python": 2.4},
+    "parameters": 7,
+    "resumed_from": 2,
+    "tokens_per_s": 10.0,
+    "data_sha256": "d" * 64,
+    "model": {"prefix": "runs/x/model", "manifest_sha256": "e" * 64},
+    "checkpoint": {"key": "k", "step": 3, "sha256": "f" * 64},
+    "packages": {},
+}
+
+
+class Job:
+    """Stands for `arun_job`: what the machines do."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[LaunchSpec, tuple[str, ...]]] = []
+        self.error: Exception | None = None
+
+    async def __call__(self, site, spec, nodes, *, on_event, check):
+        self.calls.append((spec, tuple(node.name for node in nodes)))
+        on_event(StepDone(attempt=1, step=1, metrics={"loss": 2.0}))
+        check()
+        if self.error is not None:
+            raise self.error
+        end = AttemptEnded(attempt=1, cause=Cause.SUCCEEDED, what="", seen="", seconds=1, retry=False)
+        return JobResult(attempts=(end,), seconds=1, result=REPORTED, log_uri="s3://logs")
+
+
+@pytest.fixture
+def cloud(monkeypatch) -> FakeCloud:
+    cloud = FakeCloud()
+
+    async def aclient(_hook, *, keeper=None):
+        return cloud.client(keeper=keeper)
+
+    def place_order(client, run, *, model_name, program, code, data, data_revision):
+        wanted = TrainingOrder(
+            model_name=model_name,
+            program=program,
+            bundle=BundleRef(sha256="b" * 64, size=1),
+            data=tuple(data),
+            git=GitState(commit="c" * 40, dirty=False, repository=getattr(code, "repository", "")),
+            data_revision=data_revision,
+            tracking_url="http://mlflow/#/run",
+        )
+        order(run, wanted)
+        return wanted
+
+    monkeypatch.setattr(DeploymentHook, "client", lambda _hook: cloud.client())
+    monkeypatch.setattr(DeploymentHook, "aclient", aclient)
+    monkeypatch.setattr(training, "place_order", place_order)
+    return cloud
+
+
+@pytest.fixture
+def job(monkeypatch) -> Job:
+    job = Job()
+    monkeypatch.setattr(triggers, "arun_job", job)
+    return job
+
+
+@pytest.fixture
+def leased(cloud) -> Run:
+    run = cloud.client().start_run(NAME)
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    run.lease(LeaseRequest(nodes=2, resource_class="gpu.h200.8x", deadline=deadline))
+    yield run
+    run.release()
+
+
+def train(**changes) -> Task:
+    values = {"model_name": "lm", "program": PROGRAM, "code": "/a/checkout", "data": DATA, **changes}
+    return Task(TrainOperator(task_id="train", run_name=NAME, **values))
+
+
+def test_it_trains_on_the_leased_machines_and_pushes_back_little(leased, job):
+    task = train(code={"repository": "https://example.org/code.git", "commit": "c" * 40, "summary": "3 passed"})
+    result = task.run()
+    assert result == {
+        "run": leased.key,
+        "model_name": "lm",
+        "bits_per_byte": 2.5,
+        "held_out": {"python": 2.4},
+        "attempts": 1,
+        "resumed_from": 2,
+    }
+    ((spec, nodes),) = job.calls
+    assert nodes == ("gpu-01", "gpu-02")
+    assert spec.data[0].key.endswith(f"files/md5/ab/{'ab' * 15}")
+    assert remembered(leased).git.repository == "https://example.org/code.git"
+    assert task.ti.pushed == {"_link_MlflowRunLink": "http://mlflow/#/run"}
+
+
+def test_what_is_trained_is_not_trained_again(leased, job):
+    task = train()
+    first = task.run()
+    assert task.operator.execute(task.context()) == first
+    assert len(job.calls) == 1
+    with pytest.raises(AirflowFailException, match="trained already, as something else"):
+        train(program={**PROGRAM, "arguments": {"steps": 4}}).run()
+
+
+def test_a_trigger_that_is_made_again_after_the_end_tells_the_same(leased, job):
+    deferred = train().defer()
+    first = asyncio.run(event_of(stored(deferred)))
+    assert asyncio.run(event_of(stored(deferred))) == first
+    assert len(job.calls) == 1
+
+
+def test_the_trigger_row_holds_no_arguments_of_the_program(leased):
+    deferred = train(program={**PROGRAM, "arguments": {"steps": 3, "note": "private"}}).defer()
+    assert "private" not in json.dumps(deferred.trigger.serialize()[1])
+    assert "private" not in repr(deferred.trigger)
+
+
+def test_a_program_that_fails_fails_the_task_at_once_in_its_own_words(leased, job):
+    job.error = JobFailed("rank 1 on gpu-02 raised", seen="ZeroDivisionError", next_step="log: s3://x")
+    with pytest.raises(AirflowFailException, match=r"rank 1 on gpu-02 raised; seen: ZeroDivisionError; next: log"):
+        train().run()
+
+
+@pytest.mark.parametrize("error", [NodeFailed("gpu-02 came not back"), ServiceUnavailable("S3 stayed away")])
+def test_what_may_pass_is_left_to_the_tasks_retries(leased, job, error):
+    job.error = error
+    with pytest.raises(type(error)):
+        train().run()
+    job.error = None
+    assert train().run()["bits_per_byte"] == 2.5
+
+
+def test_without_machines_no_retry_helps(cloud, job):
+    with pytest.raises(AirflowFailException, match="holds no machines"):
+        train().run()
+    run = cloud.client().start_run(NAME)
+    order_task = train()
+    with pytest.raises(AirflowFailException, match="holds no machines"):
+        order_task.run()
+    assert run.generation == 1
+    assert job.calls == []
+
+
+def test_a_lost_lease_ends_it_and_no_retry_of_this_task_helps(leased, job, cloud):
+    deferred = train().defer()
+    leased.close()
+    cloud.clock.sleep(60)
+    cloud.reaper().reap_once()
+    event = asyncio.run(event_of(stored(deferred)))
+    with pytest.raises(AirflowFailException, match="LeaseLost"):
+        train().resume(deferred, event)
+
+
+def test_a_service_that_is_away_for_a_moment_does_not_cost_the_machines(leased, job, cloud):
+    deferred = train().defer()
+    known = cloud.faults.calls.count("find_credential")
+    cloud.faults.fail_at("find_credential", known + 1, error=ServiceUnavailable("Keystone is away"))
+    with stamina.set_testing(True, attempts=3):
+        event = asyncio.run(event_of(stored(deferred)))
+    assert event["run"] == leased.key
+    assert len(cloud.held) == 2
+
+
+def test_code_must_be_named(leased):
+    with pytest.raises(AirflowFailException, match="code to train is not named"):
+        train(code={"repository": "https://example.org/code.git"}).run()
+    assert training._code("/a") == Path("/a")
+    assert isinstance(training._code({"repository": "/a", "commit": "c" * 40}), SourceRef)
+
+
+async def test_between_two_tasks_the_lease_is_renewed_while_the_dag_run_lives(cloud):
+    caretaker = Caretaker(asyncio.get_running_loop())
+    lease = cloud.settings.lease
+    cloud.settings = cloud.settings.model_copy(update={"lease": lease.model_copy(update={"renew_for_s": 0.2})})
+    run = cloud.client(keeper=caretaker.keeper).start_run(NAME)
+    request = LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=cloud.clock.now() + timedelta(hours=1))
+    await asyncio.to_thread(run.lease, request)
+    run._heartbeat.beat()  # deploying took the fake clock longer than one renewal
+    lives, asked = True, 0
+
+    async def alive() -> bool:
+        nonlocal asked
+        asked += 1
+        return lives
+
+    caretaker.hand_over(run, alive)
+    before = cloud.faults.calls.count("set_marker")
+    while asked < 3 or cloud.faults.calls.count("set_marker") < before + 3:  # noqa: ASYNC110 - other threads call it
+        await asyncio.sleep(0.01)
+    assert caretaker.kept == {run.key}
+    lives = False
+    while caretaker.kept or caretaker.keeper.beats:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(run.release)
+
+
+async def test_who_takes_over_ends_what_was_handed_over(cloud):
+    caretaker = Caretaker(asyncio.get_running_loop())
+    run = cloud.client(keeper=caretaker.keeper).start_run(NAME)
+    request = LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=cloud.clock.now() + timedelta(hours=1))
+    await asyncio.to_thread(run.lease, request)
+
+    async def alive() -> bool:
+        return True
+
+    caretaker.hand_over(run, alive)
+    await asyncio.sleep(0)
+    caretaker.take_over(run.key)
+    assert not caretaker.kept
+    while caretaker.keeper.beats:  # noqa: ASYNC110 - other threads end it
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(run.release)
+
+
+async def test_a_lease_that_was_given_back_elsewhere_is_not_renewed(cloud):
+    caretaker = Caretaker(asyncio.get_running_loop())
+    run = cloud.client(keeper=caretaker.keeper).start_run(NAME)
+    request = LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=cloud.clock.now() + timedelta(hours=1))
+    await asyncio.to_thread(run.lease, request)
+    await asyncio.to_thread(cloud.client().start_run(NAME).release)
+    with pytest.raises(AccessDenied):  # the next beat sees it: the credential is revoked
+        await asyncio.to_thread(run._heartbeat.beat)
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s + 1)
+
+    async def alive() -> bool:
+        return True
+
+    caretaker.hand_over(run, alive)
+    while caretaker.kept:  # noqa: ASYNC110 - other threads end it
+        await asyncio.sleep(0.01)
