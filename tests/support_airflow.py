@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
+
+from mlops_sdk.config import Settings
 
 
 class StateStore:
@@ -82,3 +85,36 @@ async def event_of(trigger: Any) -> Any:
     events = [event.payload async for event in trigger.run()]
     assert len(events) == 1
     return deserialize(serialize(events[0]))
+
+
+def connections_of(settings: Settings) -> dict[str, str]:
+    """Airflow's environment variables for the connections to a deployment."""
+    keystone, s3, mlflow = settings.keystone, settings.s3, settings.mlflow
+    found: dict[str, dict[str, Any]] = {
+        "mlops_openstack": {
+            "host": keystone.auth_url,
+            "login": keystone.username,
+            "password": keystone.password.get_secret_value(),
+            "extra": {
+                "region": keystone.region,
+                "project_name": keystone.project_name,
+                "deployment_id": str(settings.deployment_id),
+                "broker_secret": settings.broker_key.get_secret_value(),
+                "node_seconds_price": settings.node_seconds_price,
+                "lease": settings.lease.model_dump(),
+            },
+        },
+        "mlops_s3": {
+            "host": s3.endpoint,
+            "login": s3.access_key_id,
+            "password": s3.secret_access_key.get_secret_value(),
+            "extra": {"node_endpoint": s3.node_endpoint, "region": s3.region, "bucket": s3.bucket},
+        },
+        "mlops_mlflow": {
+            "host": mlflow.tracking_uri,
+            "login": mlflow.username,
+            "password": mlflow.password.get_secret_value(),
+            "extra": {"node_tracking_uri": mlflow.node_tracking_uri},
+        },
+    }
+    return {f"AIRFLOW_CONN_{name.upper()}": json.dumps({"conn_type": name, **c}) for name, c in found.items()}
