@@ -89,6 +89,14 @@ class History:
         """The newest generation, or None before any."""
         return self.generations[max(self.generations)] if self.generations else None
 
+    @property
+    def lasting(self) -> LeaseRequest | None:
+        """What the latest generation asked for, while nobody has begun to give it back."""
+        latest = self.latest
+        if latest is None or latest.state in {LeaseState.RELEASING, LeaseState.RELEASED}:
+            return None
+        return latest.request
+
     def generation_to_try(self, stored: int = 0) -> int:
         """Which generation a new try of the same task works on: the latest while it lasts, else the next one.
 

@@ -15,7 +15,8 @@ from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import airflow_failures, error_from_json
 from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
-from mlops_sdk.errors import CapacityError
+from mlops_sdk.errors import CapacityError, SettingsError
+from mlops_sdk.history import History
 
 GENERATION = "generation"  # in the task's state store
 
@@ -69,9 +70,10 @@ class ProvisionOperator(MlopsOperator):
     def execute(self, context: Context) -> NoReturn:
         """Decide on the generation, write it down, wait."""
         with airflow_failures():
-            run = self.hook.client().start_run(self.run_name)
-            generation = run.history().generation_to_try(_stored(context))
-        self._lease(context, generation)
+            history = self.hook.client().start_run(self.run_name).history()
+            if not _stored(context):
+                self._check_that_it_is_ours(history)
+        self._lease(context, history.generation_to_try(_stored(context)))
 
     def provisioned(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """The machines are there, or not."""
@@ -84,6 +86,17 @@ class ProvisionOperator(MlopsOperator):
                 raise error
         self.log.warning("an earlier try's machines are lost, opening the next generation: %s", error)
         return self._lease(context, 1 + _stored(context))
+
+    def _check_that_it_is_ours(self, history: History) -> None:
+        """At the first try of this task: a lease that lasts and is for something else belongs to another task."""
+        wanted = (int(self.nodes), self.resource_class, tuple(self.traits))
+        found = history.lasting
+        if found is not None and (found.nodes, found.resource_class, found.traits) != wanted:
+            raise SettingsError(
+                f"run {self.run_name!r} holds machines for another task already",
+                seen=f"{found}, wanted {self.nodes} x {self.resource_class}",
+                next_step="give each task that leases a run_name of its own, and its release the same",
+            )
 
     def _lease(self, context: Context, generation: int) -> NoReturn:
         _store(context).set(GENERATION, generation)

@@ -121,6 +121,13 @@ def test_cleared_to_ask_for_something_else_it_gives_the_first_back(cloud):
     assert all("-g2-" in name for name in cloud.held.values())
 
 
+def test_a_second_task_with_another_wish_does_not_take_the_machines_of_the_first(cloud):
+    provision(nodes=1).run()
+    with pytest.raises(AirflowFailException, match=r"for another task already.*run_name of its own"):
+        provision(nodes=2).run()
+    assert len(cloud.held) == 1
+
+
 def test_a_machine_that_fails_gives_all_back_and_a_retry_gets_others(cloud):
     bad = next(iter(cloud.machines.values()))
     bad.fails.add("deploy")
