@@ -189,6 +189,7 @@ def test_it_is_quick_when_something_arrives_and_costs_next_to_nothing_when_nothi
     assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_two_dispatchers_start_each_run_once(world):
     for letter in "abcdef0123456789":
         world.arrives(letter)
@@ -198,6 +199,7 @@ def test_two_dispatchers_start_each_run_once(world):
     assert len(world.airflow.runs) == 16
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_said_and_shown_nowhere(world):
     world.airflow.password = "another"
     world.arrives("a")

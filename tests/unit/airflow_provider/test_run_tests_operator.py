@@ -45,6 +45,7 @@ def operator(folder, commit):
     return RunTestsOperator(task_id="run_tests", repository=str(folder), commit=commit, paths=["test_it.py"])
 
 
+@pytest.mark.slow
 def test_a_green_commit_is_pushed_back_with_its_log(store, repository):
     commit = committed(repository, "def test_it():\n    pass\n")
     result = operator(repository, commit).execute({})

@@ -202,6 +202,7 @@ def test_tests_that_take_too_long_are_ended_with_everything_they_started(reposit
     assert not stat.exists() or stat.read_text().split(") ")[1][0] == "Z"
 
 
+@pytest.mark.slow
 def test_a_red_commit_is_refused_and_its_log_is_kept(repository, cache):
     store = ObjectStore(MemoryS3(), "bucket")
     commit = repository.commit({"tests/test_red.py": "def test_it():\n    assert 1 == 2, 'the reason'\n"})
