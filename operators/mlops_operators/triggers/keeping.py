@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from weakref import WeakKeyDictionary
 
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.keeper import LoopKeeper
@@ -25,11 +24,16 @@ _UNANSWERED = 3
 
 
 class Caretaker:
-    """One per event loop: see the module."""
+    """One per event loop: see the module.
+
+    Attributes:
+        loop: Which.
+        keeper: Calls the heartbeats of all its runs.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.keeper = LoopKeeper(loop)
-        self._loop = loop
+        self.loop = loop
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Future[None]] = set()
 
@@ -41,7 +45,7 @@ class Caretaker:
     def hand_over(self, run: Run, alive: Alive) -> None:
         """Renew this run's lease on while it is held and `alive` says so, until somebody takes over."""
         self.take_over(run.key)
-        task = self._loop.create_task(self._watch(run, alive), name=f"mlops-between-{run.key}")
+        task = self.loop.create_task(self._watch(run, alive), name=f"mlops-between-{run.key}")
         self._kept[run.key] = task
         task.add_done_callback(lambda done: self._forget(run, done))
 
@@ -84,7 +88,7 @@ class Caretaker:
             del self._kept[run.key]
         if not done.cancelled() and done.exception() is not None:
             _LOG.warning("run %s is not renewed any more", run.key, exc_info=done.exception())
-        if not self._loop.is_closed():
+        if not self.loop.is_closed():
             self.let_go(run)
 
     def _aside_of(self, task: asyncio.Future[None]) -> None:
@@ -93,12 +97,12 @@ class Caretaker:
         task.add_done_callback(self._aside.discard)
 
 
-_caretakers: WeakKeyDictionary[asyncio.AbstractEventLoop, Caretaker] = WeakKeyDictionary()
-
-
 def caretaker() -> Caretaker:
-    """The one of the running loop."""
+    """The one of the running loop. A process has one loop at a time: the caretaker of an earlier one is forgotten."""
     loop = asyncio.get_running_loop()
-    if loop not in _caretakers:
-        _caretakers[loop] = Caretaker(loop)
-    return _caretakers[loop]
+    if not _current or _current[0].loop is not loop:
+        _current[:] = [Caretaker(loop)]
+    return _current[0]
+
+
+_current: list[Caretaker] = []
