@@ -20,6 +20,7 @@ from mlops_pipelines.programs.code_lm.export import read_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
 from mlops_pipelines.programs.code_lm.train import train
+from mlops_pipelines.programs.code_lm.warm_start import warm_start
 from mlops_sdk.errors import RegistryError, ServiceUnavailable, SettingsError
 from mlops_sdk.registry.model_files import fetch_model
 from mlops_sdk.testing.memory_s3 import MemoryS3
@@ -102,6 +103,28 @@ def test_a_wider_corpus_is_measured_kind_by_kind_and_the_champion_on_the_same_te
     sizes = HeldOut(wider, 3000).sizes
     weighed = sum(second["held_out"][kind] * size for kind, size in sizes.items()) / sum(sizes.values())
     assert second["bits_per_byte"] == pytest.approx(weighed)
+
+
+def test_a_warm_start_keeps_what_the_champion_knew_and_learns_what_is_new(job: Job, wider: PreparedData):
+    first = train(job(prefix="runs/one", steps=30, learning_rate=0.02))
+    champion = {"prefix": "runs/one/model", "sha256": first["model"]["manifest_sha256"]}
+    wide = {"data": wider, "champion": champion, "steps": 10, "learning_rate": 0.005}
+    cold = train(job(prefix="runs/cold", **wide))
+    warm = train(job(prefix="runs/warm", warm_start=True, **wide))
+    assert warm["held_out"]["python"] < cold["held_out"]["python"] - 0.2
+    assert warm["held_out"]["cpp"] < warm["champion_held_out"]["cpp"]
+
+
+def test_a_warm_start_with_the_same_tokenizer_is_the_same_model(prepared: PreparedData):
+    torch.manual_seed(0)
+    shape = Shape(vocabulary=prepared.meta.vocabulary, hidden=16, layers=2, heads=2, intermediate=24)
+    model, earlier = Llama(shape), Llama(shape)
+    assert warm_start(model, prepared.tokenizer(), earlier, prepared.tokenizer()) == prepared.meta.vocabulary
+    ids = torch.randint(shape.vocabulary, (1, 9))
+    assert torch.equal(model(ids), earlier(ids))
+    other = Llama(Shape(vocabulary=prepared.meta.vocabulary, hidden=16, layers=1, heads=2, intermediate=24))
+    with pytest.raises(SettingsError, match="another shape"):
+        warm_start(model, prepared.tokenizer(), other, prepared.tokenizer())
 
 
 def test_a_champion_that_is_not_there_fails_before_the_training(job: Job, s3: MemoryS3):

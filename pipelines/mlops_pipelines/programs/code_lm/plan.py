@@ -34,6 +34,7 @@ class TrainArgs(BaseModel):
         checkpoint_every: Steps between commits; the last step is committed too.
         evaluate_bytes: Held-out bytes of each kind to measure on (whole files, see `corpus.samples`).
         champion: A model to measure on the same files, with its own tokenizer, so that a gate can compare.
+        warm_start: Begin with the champion's weights instead of random ones; without a champion it changes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +57,7 @@ class TrainArgs(BaseModel):
     heads: int = Field(default=6, ge=1)
     intermediate: int = Field(default=640, ge=8)
     champion: ChampionRef | None = None
+    warm_start: bool = False
 
     @classmethod
     def parse(cls, args: Mapping[str, JsonValue]) -> TrainArgs:

@@ -24,6 +24,7 @@ from mlops_pipelines.programs.code_lm.evaluate import HeldOut
 from mlops_pipelines.programs.code_lm.export import read_model, write_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs, check_world, learning_rate, sequences
+from mlops_pipelines.programs.code_lm.warm_start import warm_start
 from mlops_sdk.checkpoint.communicator import SingleProcess, TorchCommunicator
 from mlops_sdk.checkpoint.manifest import Manifest, manifest_key
 from mlops_sdk.checkpoint.snapshot import rank_tensors, restore, training_tensors
@@ -57,7 +58,7 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
     check_world(args, ctx.world_size)
     data = PreparedData.open(ctx.data(FILE_NAME))
     champion = _champion(ctx, args)  # before the training: one that is not there costs nothing
-    trainer = Trainer(ctx, args, data)
+    trainer = Trainer(ctx, args, data, earlier=champion if args.warm_start else None)
     first = trainer.resume()
     started = time.monotonic()
     for step in range(first, args.steps):
@@ -85,13 +86,18 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
 class Trainer:
     """Model, optimizer, data and checkpoints of one rank."""
 
-    def __init__(self, ctx: WorkerContext, args: TrainArgs, data: PreparedData) -> None:
+    def __init__(
+        self, ctx: WorkerContext, args: TrainArgs, data: PreparedData, *, earlier: tuple[Llama, Tokenizer] | None = None
+    ) -> None:
         self._ctx = ctx
         self._args = args
         self._data = data
         self._tokens = data.stream("train")
         torch.manual_seed(args.seed)  # the same model on every rank
         self.model = Llama(_shape(args, data))
+        if earlier is not None:
+            kept = warm_start(self.model, data.tokenizer(), *earlier)
+            _log.info("begins with the champion's weights; %d of %d tokens are its own", kept, data.meta.vocabulary)
         self._parallel: nn.Module = self.model
         if ctx.world_size > 1:
             self._parallel = nn.parallel.DistributedDataParallel(self.model, gradient_as_bucket_view=True)
