@@ -13,6 +13,7 @@ import pytest
 from airflow.plugins_manager import get_import_errors, get_plugin_info
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import BaseOperator
+from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 from airflow.triggers.base import BaseTrigger
 from jsonschema import Draft7Validator
 
@@ -60,9 +61,10 @@ def test_every_operator_and_trigger_is_announced():
     assert {c.__module__ for c in classes_in(mlops_operators.triggers, BaseTrigger)} == modules_of("triggers")
 
 
-def test_every_connection_type_has_a_hook_that_airflow_can_make(manager):
+def test_every_connection_type_has_a_hook_that_airflow_can_make():
+    hooks = ProvidersManagerTaskRuntime().hooks
     for form in FORMS:
-        info = manager.hooks[form.conn_type]
+        info = hooks[form.conn_type]
         assert info is not None
         assert info.package_name == NAME
         assert info.hook_name == form.name
