@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable
 
 RUN_ENDED: Final = frozenset({"success", "failed"})
-_TIMEOUT_S: Final = 20.0
+_TIMEOUT_S: Final = 60.0
 _PAGE: Final = 100
 
 
@@ -179,7 +179,9 @@ class AirflowRest:
 
     def asset_events(self, uri: str) -> list[dict[str, Any]]:
         """The events of an asset, oldest first."""
-        return list(self._pages("/api/v2/assets/events", "asset_events", asset_id=self._asset(uri), order_by="id"))
+        return list(
+            self._pages("/api/v2/assets/events", "asset_events", asset_id=self._asset(uri), order_by="timestamp")
+        )
 
     def emit(self, uri: str, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Record an event of an asset; DAGs that are scheduled by it start.
