@@ -38,6 +38,7 @@ DATABASE, API = "airflow-db", "airflow-api"
 _RENEW_FOR_S: Final = 45.0
 _BUNDLE: Final = "airflow.dag_processing.bundles.local.LocalDagBundle"
 _HEALTH_TIMEOUT_S: Final = 3.0
+_BUSY_S: Final = 60  # how long a writer waits for another; with SQLite's own 5 s, a slow moment becomes an error
 
 Connections = Mapping[str, Mapping[str, Any]]
 
@@ -171,7 +172,7 @@ class _Airflow:
             "logs": self._site.layout.state_dir / "logs" / "airflow",
             "url": self._site.url("airflow"),
             "port": self._site.addresses.airflow,
-            "database_url": self._options.database_url or f"sqlite:///{self._sqlite}",
+            "database_url": self._options.database_url or f"sqlite:///{self._sqlite}?timeout={_BUSY_S}",
             "fernet_key": secrets.airflow_fernet,
             "api_secret": secrets.airflow_api,
             "jwt_secret": secrets.airflow_jwt,

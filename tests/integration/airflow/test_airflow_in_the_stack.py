@@ -139,6 +139,19 @@ def test_a_killed_task_process_is_noticed_and_the_task_runs_again(airflow: Any, 
 
 
 @pytest.mark.slow
+def test_a_task_whose_worker_is_killed_is_missed_and_runs_again(airflow: Any, stack: Any) -> None:
+    run_id = airflow.start("sleeps", {"seconds": 30})
+    airflow.wait_for_task("sleeps", run_id, "sleep", "running")
+    scheduler = service(stack, "airflow-scheduler").pid
+    task = next(pid for pid in members(scheduler) if run_by_a_worker(pid, scheduler))
+    os.kill(parent(task), signal.SIGKILL)
+    eventually(
+        lambda: airflow.rest.task("sleeps", run_id, "sleep")["try_number"] == 2, within_s=75, what="the second attempt"
+    )
+    assert airflow.wait_for_run("sleeps", run_id, timeout_s=90)["state"] == "success"
+
+
+@pytest.mark.slow
 def test_a_chain_of_ten_empty_tasks_takes_seconds(airflow: Any) -> None:
     airflow.run("chain_of_ten")  # the first one meets what the api-server builds at first use
     run = airflow.run("chain_of_ten")
