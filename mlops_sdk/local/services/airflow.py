@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -137,17 +137,23 @@ class _Airflow:
         self._root.mkdir(mode=0o700, exist_ok=True)
         self._write_config()
         write_private_json(self._root / "passwords.json", {USER: self._site.secrets.airflow_mlops})
-        wanted = json.dumps({**_connections(self._site), **self._more()}, sort_keys=True)
+        wanted = {**_connections(self._site), **self._more()}
         done = self._root / "prepared.json"
-        mark = hashlib.sha256(f"{version('apache-airflow')}\n{wanted}".encode()).hexdigest()
+        mark = self._mark(wanted)
         ours = not self._options.database_url
         if ours and self._sqlite.exists() and done.exists() and json.loads(done.read_text()) == mark:
             return
         script = self._site.tools.infra("airflow", "prepare_airflow.py")
         log = self._site.layout.log("airflow-setup")
-        self._site.run([sys.executable, script], log=log, env=self._env(), stdin=wanted)
+        self._site.run([sys.executable, script], log=log, env=self._env(), stdin=json.dumps(wanted))
         if ours:
             write_private_json(done, mark)
+
+    def _mark(self, wanted: Connections) -> str:
+        """What the database was made from. A private key follows from the secrets, and its text differs each time."""
+        plain = {name: {**fields, "extra": _without_key(fields["extra"])} for name, fields in wanted.items()}
+        parts = (version("apache-airflow"), asdict(self._site.secrets), plain)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def finish_api(self) -> None:
         """Tell users where it is, and let it build its second application now rather than in the first task."""
@@ -200,6 +206,10 @@ class _Health:
             raise NotReady(f"Airflow's health says {said.get('status') or 'nothing'} of {self._part}")
         if datetime.fromisoformat(str(beat)) < self.since:
             raise NotReady(f"the last heartbeat of {self._part} is of {beat}")
+
+
+def _without_key(extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra.items() if name != "private_key"}
 
 
 def _connections(site: Site) -> dict[str, dict[str, Any]]:
