@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 _LINES = (3, 24)
-_MOST_CHARACTERS = 1200
+# Some 200 tokens, at most 430 of any text we know: a small model's context holds the prompt and its completion.
+_MOST_CHARACTERS = 600
 
 
 def cut_prompts(texts: Sequence[str], *, count: int, seed: int = 0) -> list[str]:
     """The beginnings of what somebody wants continued: some whole lines and the start of one more.
 
     Where a prompt begins is spread evenly over all lines of all texts; it is 3 to 24 lines long, short ones being more
-    frequent, ends in the middle of a line, and is at most 1,200 characters. The same arguments give the same prompts.
+    frequent, ends in the middle of a line, and is at most 600 characters. The same arguments give the same prompts.
 
     Args:
-        texts: Files, say. Those with fewer than two lines are left out.
+        texts: Files, say. Blank ones and those with fewer than two lines are left out.
         count: How many prompts; none if no text is long enough.
         seed: Another seed, other prompts.
     """
-    files = [lines for lines in (text.splitlines(keepends=True) for text in texts) if len(lines) > 1]
+    files = [lines for lines in (text.splitlines(keepends=True) for text in texts if text.strip()) if len(lines) > 1]
     ends = list(accumulate(len(lines) for lines in files))
     if not ends:
         return []

@@ -34,9 +34,9 @@ def profile(instance: str = "7-a", *, prompts: list[str] | None = None, version:
 
 def test_each_tenth_of_the_references_own_prompts_is_in_each_bin_of_a_feature_without_ties() -> None:
     known = reference("python")
-    row = known.kinds["python"].bins["length"]
+    row = known.kinds["python"].bins["line_length"]
     assert len(row) == 10
-    assert all(120 <= count <= 180 for count in row)  # 150 each, but for equal lengths
+    assert all(120 <= count <= 180 for count in row)  # 150 each, but for equal values
 
 
 def test_a_value_that_never_varies_leaves_two_bins_not_none() -> None:
