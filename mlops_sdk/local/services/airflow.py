@@ -151,7 +151,7 @@ class _Airflow:
 
     def _mark(self, wanted: Connections) -> str:
         """What the database was made from. A private key follows from the secrets, and its text differs each time."""
-        plain = {name: {**fields, "extra": _without_key(fields["extra"])} for name, fields in wanted.items()}
+        plain = {name: {**fields, "extra": _without_key(fields.get("extra", {}))} for name, fields in wanted.items()}
         parts = (version("apache-airflow"), asdict(self._site.secrets), plain)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

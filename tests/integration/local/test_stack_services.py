@@ -96,7 +96,7 @@ def test_no_secret_is_an_argument_of_any_process(stack: Any) -> None:
 
 def test_no_secret_is_in_any_log(stack: Any) -> None:
     secrets = every_secret(stack.state_dir)
-    for log in (stack.state_dir / "logs").iterdir():
+    for log in (path for path in (stack.state_dir / "logs").rglob("*") if path.is_file()):
         text = log.read_text(errors="replace")
         assert [f"{log.name}: {name}" for name, value in secrets.items() if value in text] == []
 
