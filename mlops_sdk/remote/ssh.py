@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncssh
 
@@ -80,7 +81,8 @@ class Connection:
         """
         title = what or f"running {argv[0]!r}"
         try:
-            done = await self.raw.run(shlex.join(argv), input=stdin, encoding=None, timeout=timeout_s)
+            given: dict[str, Any] = {"input": stdin} if stdin else {"stdin": asyncssh.DEVNULL}  # b"" would not end it
+            done = await self.raw.run(shlex.join(argv), **given, encoding=None, timeout=timeout_s)
         except (asyncssh.Error, OSError, TimeoutError) as error:
             raise RemoteCommandError(
                 f"{title} on {self.host.name!r} was cut off",

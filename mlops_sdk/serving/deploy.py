@@ -96,7 +96,7 @@ async def withdraw(target: VllmTarget) -> None:
     """End everything on the host: every slot leaves the proxy, is ended and forgotten, and the models are removed."""
     async with connected_host(target) as host, host.alone(wait_s=_TRUST_S):
         for slot in target.ports:
-            await host.tell_proxy([], {}, slot, Admin.MAINT)
+            await host.tell_proxy([], dict.fromkeys(target.ports, ""), slot, Admin.MAINT)
             await host.order("stop", slot, stdin={"grace_s": 1.0})
         while not all(slot.empty for slot in (await host.look()).values()):  # noqa: ASYNC110 - it is another computer
             await asyncio.sleep(Options().poll_s)
