@@ -48,7 +48,7 @@ def test_only_our_dags_are_loaded_and_each_is_imported(airflow: Any) -> None:
     assert airflow.rest.import_errors() == []
     found = {dag["dag_id"] for dag in airflow.rest.dags()}
     wanted = {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
-    assert found == wanted | {"chain_of_ten", "waits", "sleeps"}
+    assert found == wanted | {"chain_of_ten", "leases", "waits", "sleeps"}
 
 
 def test_connections_exist_and_show_no_secret(airflow: Any, stack: Any) -> None:
