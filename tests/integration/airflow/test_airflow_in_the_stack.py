@@ -46,9 +46,9 @@ def test_health_is_what_the_components_say(airflow: Any) -> None:
 
 def test_only_our_dags_are_loaded_and_each_is_imported(airflow: Any) -> None:
     assert airflow.rest.import_errors() == []
-    found = {dag["dag_id"] for dag in airflow.rest.dags()}
-    wanted = {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
-    assert found == wanted | {"chain_of_ten", "leases", "waits", "sleeps"}
+    ours = {dag["dag_id"] for dag in airflow.rest.dags() if dag["bundle_name"] == "mlops"}
+    assert ours == {path.stem for path in (REPOSITORY / "dags").glob("*.py")}
+    assert {dag["bundle_name"] for dag in airflow.rest.dags()} == {"mlops", "extra"}
 
 
 def test_connections_exist_and_show_no_secret(airflow: Any, stack: Any) -> None:
@@ -128,10 +128,8 @@ def test_a_task_of_a_killed_scheduler_is_run_again_and_leaves_no_process(airflow
 @pytest.mark.slow
 def test_a_killed_task_process_is_noticed_and_the_task_runs_again(airflow: Any, stack: Any) -> None:
     run_id = airflow.start("sleeps", {"seconds": 20})
-    airflow.wait_for_task("sleeps", run_id, "sleep", "running")
-    scheduler = service(stack, "airflow-scheduler").pid
-    task = next(pid for pid in members(scheduler) if run_by_a_worker(pid, scheduler))
-    os.kill(task, signal.SIGKILL)
+    running = airflow.wait_for_task("sleeps", run_id, "sleep", "running")
+    os.kill(processes_of(stack, running["id"])["task"], signal.SIGKILL)
     eventually(
         lambda: airflow.rest.task("sleeps", run_id, "sleep")["try_number"] == 2, within_s=30, what="the second attempt"
     )
@@ -141,10 +139,8 @@ def test_a_killed_task_process_is_noticed_and_the_task_runs_again(airflow: Any, 
 @pytest.mark.slow
 def test_a_task_whose_worker_is_killed_is_missed_and_runs_again(airflow: Any, stack: Any) -> None:
     run_id = airflow.start("sleeps", {"seconds": 30})
-    airflow.wait_for_task("sleeps", run_id, "sleep", "running")
-    scheduler = service(stack, "airflow-scheduler").pid
-    task = next(pid for pid in members(scheduler) if run_by_a_worker(pid, scheduler))
-    os.kill(parent(task), signal.SIGKILL)
+    running = airflow.wait_for_task("sleeps", run_id, "sleep", "running")
+    os.kill(processes_of(stack, running["id"])["worker"], signal.SIGKILL)
     eventually(
         lambda: airflow.rest.task("sleeps", run_id, "sleep")["try_number"] == 2, within_s=75, what="the second attempt"
     )
@@ -159,14 +155,19 @@ def test_a_chain_of_ten_empty_tasks_takes_seconds(airflow: Any) -> None:
     assert run["duration"] < 12
 
 
-def run_by_a_worker(pid: int, scheduler: int) -> bool:
-    """The process that runs a task is a child of a worker, which is a child of the scheduler."""
-    worker = parent(pid)
-    return worker != scheduler and parent(worker) == scheduler
+def processes_of(stack: Any, task_instance: str) -> dict[str, int]:
+    """The process in which a task runs, and the scheduler's worker that runs it: both have its id as their title."""
+    found: dict[str, int] = {}
 
+    def both() -> bool:
+        for pid in members(service(stack, "airflow-scheduler").pid):
+            title = Path(f"/proc/{pid}/cmdline").read_text().strip("\0 ")
+            if title.endswith(task_instance):
+                found["worker" if "LocalExecutor" in title else "task"] = pid
+        return len(found) == 2
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    eventually(both, within_s=10, what="the task's processes")
+    return found
 
 
 def service(stack: Any, name: str) -> control.ServiceStatus:
