@@ -107,7 +107,7 @@ def plan_the_turn(
         plan = plan_turn(spec, serving=_serving(champion), drifted=drifted)
     program = spec.program.model_dump(mode="json")
     if champion is not None:
-        program["arguments"] = {**program["arguments"], "champion": champion.argument()}
+        program["arguments"] = {"warm_start": True, **program["arguments"], "champion": champion.argument()}
     return {
         **plan.model_dump(mode="json", include={"repository", "commit", "why"}),
         "corpus": {"kinds": list(plan.corpora)},

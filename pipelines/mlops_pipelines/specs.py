@@ -81,5 +81,7 @@ class RetrainSpec(_Spec):
     webhook_key: str = Field(default="", description="The inbox's key of the push that started this turn.")
     data: DataSpec = DataSpec()
     capacity: CapacitySpec = CapacitySpec()
-    program: ProgramSpec = ProgramSpec(module="mlops_pipelines.programs.code_lm.train")
+    program: ProgramSpec = ProgramSpec(
+        module="mlops_pipelines.programs.code_lm.train", arguments={"evaluate_bytes": 100_000}
+    )
     gate: GateSpec = GateSpec()
