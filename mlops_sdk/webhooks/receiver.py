@@ -7,6 +7,7 @@ no body, signature or secret is ever logged. Airflow puts no authentication in f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ STATUS: Final[Mapping[type[MlopsError], int]] = {
     ServiceUnavailable: 503,
 }
 _ACCEPTED: Final = 202
+_TOO_SLOW: Final = 408
+_UNREAD: Final = frozenset({_TOO_SLOW, STATUS[TooLarge], STATUS[ServiceUnavailable]})
+_DISCARDED_BYTES: Final = 64 * 1024 * 1024
+_DISCARDED_S: Final = 1.0
 _OUR_FAULT: Final = 500
 
 
@@ -135,6 +140,18 @@ async def read_capped(chunks: AsyncIterator[bytes], declared: str, max_bytes: in
     return bytes(body)
 
 
+async def discard(receive: Receive) -> None:
+    """Let a sender finish what it is sending, within limits: one that is cut off never sees its answer."""
+    left = _DISCARDED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDED_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+
+
 def create_app(load: Callable[[], WebhookSettings] = WebhookSettings.load) -> FastAPI:
     """The application: ``POST /github`` below wherever it is mounted.
 
@@ -153,12 +170,21 @@ def create_app(load: Callable[[], WebhookSettings] = WebhookSettings.load) -> Fa
             opened.append((Receiver(settings, Inbox(settings.inbox_url.get_secret_value())), settings))
         return opened[0]
 
+    class Refusal(JSONResponse):
+        """An answer to a body that was not read to its end."""
+
+        async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+            del scope
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await discard(receive)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def receive(request: Request) -> JSONResponse:
         answer = await _answer(request, ready)
-        complete = answer.status not in {STATUS[TooLarge], STATUS[ServiceUnavailable], 408}
-        return JSONResponse(
-            dict(answer.content), status_code=answer.status, headers={} if complete else {"Connection": "close"}
-        )
+        if answer.status in _UNREAD:
+            return Refusal(dict(answer.content), status_code=answer.status, headers={"Connection": "close"})
+        return JSONResponse(dict(answer.content), status_code=answer.status)
 
     # The annotation is a name inside this function, which FastAPI cannot resolve from a string.
     receive.__annotations__ = {"request": Request}
@@ -178,7 +204,7 @@ async def _answer(request: Request, ready: Callable[[], tuple[Receiver, WebhookS
     except ClientDisconnect:
         return Answer(status=STATUS[Malformed], content={"error": "the body is incomplete"})
     except TimeoutError:
-        return Answer(status=408, content={"error": "the body took too long to arrive"})
+        return Answer(status=_TOO_SLOW, content={"error": "the body took too long to arrive"})
     except (BadSignature, Malformed, TooLarge) as error:
         _LOG.warning("webhook: refused, %s", error)
         return Answer(status=STATUS[type(error)], content={"error": error.what, "seen": error.seen})

@@ -127,6 +127,7 @@ def test_every_kind_of_refusal_has_its_status_and_stores_nothing(served, caplog)
     assert served.post(PUSH, method="GET")[0] == 405
     assert served.post(PUSH, method="PUT")[0] == 405
     assert served.post(b"x" * (MAX_BYTES + 1))[0] == 413
+    assert served.post(b"x" * 20_000_000)[0] == 413  # the sender sees it, though most of it was never wanted
     assert served.entries() == []
     told = caplog.text
     assert SECRET not in told
