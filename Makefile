@@ -18,8 +18,8 @@ setup:  ## install what is missing: system packages (lists them and asks), Pytho
 	@$(packages)
 	@$(environments)
 
-demo: setup  ## the main job: lease two machines, train, lose a worker, resume, register, give everything back
-	@echo "[demo] the main job on the embedded stack"
+demo: setup  ## the loop twice round: push, train through the loss of a worker, serve, drift, retrain, give everything back
+	@echo "[demo] the loop on an embedded stack of its own"
 	@$(bin)/python -m mlops_pipelines.recipes.demo $(ARGS)
 
 check:  ## formatting, lint, types, import rules, packaging: no service is started
