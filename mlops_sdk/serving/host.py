@@ -83,8 +83,11 @@ class ServingHost:
         folder = self.target.proxy_folder
         await self.put(f"{folder}/{router.VERSIONS_FILE}", router.versions(versions).encode())
         await self.put(f"{folder}/{router.BACKEND_FILE}", router.backend(folder, self.target.ports, ready).encode())
-        announce = router.announce(folder, slot, versions.get(slot, ""))
-        replies = await self.proxy([announce, router.order(slot, admin)])
+        version = versions.get(slot, "")
+        replies = await self.proxy([router.announce(folder, slot, version)])
+        if router.unknown(replies[0]):
+            replies = await self.proxy([router.announce(folder, slot, version, known=False)])
+        replies += await self.proxy([router.order(slot, admin)])
         if any(map(router.refused, replies)):
             raise ServingError(
                 f"haproxy on {self.target.host.name!r} did not set {slot!r} to {admin}",

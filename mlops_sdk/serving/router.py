@@ -69,9 +69,14 @@ def order(slot: str, admin: Admin) -> str:
     return f"set server {BACKEND}/{slot} state {admin}"
 
 
-def announce(folder: str, slot: str, version: str) -> str:
-    """The command that changes a slot's version in the running proxy."""
-    return f"set map {folder}/{VERSIONS_FILE} {slot} {version or NO_VERSION}"
+def announce(folder: str, slot: str, version: str, *, known: bool = True) -> str:
+    """The command that changes a slot's version in the running proxy; one that is not `known` there is added."""
+    return f"{'set' if known else 'add'} map {folder}/{VERSIONS_FILE} {slot} {version or NO_VERSION}"
+
+
+def unknown(reply: str) -> bool:
+    """Whether the running proxy has no entry to change: it came up with a map that lacks the slot."""
+    return "entry not found" in reply
 
 
 def refused(reply: str) -> bool:
