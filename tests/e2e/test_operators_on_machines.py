@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from mlops_hooks.ssh import SshHook
 from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.training import TrainOperator
 from mlops_operators.triggers.capacity import ProvisionTrigger
@@ -94,11 +95,14 @@ def dag(
     return make
 
 
-def test_machines_are_leased_a_model_is_trained_and_all_is_given_back(dag: Callable[..., Dag]):
+def test_machines_are_leased_a_model_is_trained_and_all_is_given_back(
+    dag: Callable[..., Dag], monkeypatch: pytest.MonkeyPatch
+):
     tasks = dag()
     leased = tasks.provision.run()
     assert len(leased["nodes"]) == 1
     assert tasks.provision.ti.pushed["_link_NodeLink"].startswith("http")
+    assert_ssh_is_tested(tasks.run, monkeypatch)
 
     deferred = tasks.train.defer()
     _, arguments = deferred.trigger.serialize()
@@ -171,6 +175,20 @@ def test_a_provision_that_a_person_kills_gives_back_what_it_got(dag: Callable[..
     assert tasks.run.prove().complete
     assert tasks.provision.run()["generation"] == 2
     tasks.release.run()
+
+
+def assert_ssh_is_tested(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SSH connection to a leased machine: its key is pinned, another one is refused."""
+    node = run.lease().nodes[0]
+    run.close()
+    pinned = {"private_key": run.client_key.private, "host_public_key": node.host_public_key}
+    for extra, works in ((pinned, True), ({**pinned, "host_public_key": run.peer_key.public}, False)):
+        connection = {"conn_type": "mlops_ssh", "host": node.address, "login": "root", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_A_MACHINE", json.dumps(connection))
+        answer = SshHook("a_machine").test_connection()
+        assert answer[0] is works, answer
+        assert ("holds the pinned key" in answer[1]) is works
+        assert "PRIVATE KEY" not in answer[1]
 
 
 @asynccontextmanager
