@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -27,6 +28,9 @@ from mlops_sdk.local.addresses import choose_or_load
 from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
+from mlops_sdk.local.services.serving import ServingAccess
+from mlops_sdk.serving.deploy import withdraw
+from mlops_sdk.serving.target import VllmTarget
 from support import eventually, operator_of, take_back_everything
 
 REPOSITORY = Path(__file__).parent.parent
@@ -135,6 +139,15 @@ def airflow(stack: StackHandle) -> AirflowHandle:
 
     eventually(all_seen, within_s=60, what=f"{sorted(files)} are read")
     return AirflowHandle(rest=rest, access=access, webhook=json.loads(stack.layout.webhook_json.read_text()))
+
+
+@pytest.fixture(scope="session")
+def serving(stack: StackHandle) -> Iterator[VllmTarget]:
+    """The serving host, with nothing on it at first; what the tests rolled out is ended with the session."""
+    target = ServingAccess.load(stack.layout).target()
+    asyncio.run(withdraw(target))
+    yield target
+    asyncio.run(withdraw(target))
 
 
 @pytest.fixture
