@@ -28,7 +28,8 @@ class ProvisionOperator(MlopsOperator):
     created. A later try adopts what is healthy of it, or opens the next one. What fails gives back what it got; what is
     killed is not renewed, and the reaper returns it.
 
-    Pushes back ``{"run", "generation", "nodes", "deadline"}``, the machines by name.
+    Pushes back ``{"run", "generation", "nodes", "deadline", "quote"}``, the machines by name; no quote
+    when an earlier try has asked for them.
 
     Args:
         nodes: How many machines. Templated.
@@ -80,7 +81,7 @@ class ProvisionOperator(MlopsOperator):
         with airflow_failures():
             if "error" not in event:
                 NodeLink().show(context, event["link"])
-                return {key: event[key] for key in ("run", "generation", "nodes", "deadline")}
+                return {key: event[key] for key in ("run", "generation", "nodes", "deadline", "quote")}
             error = error_from_json(event["error"])
             if not (event.get("adopted") and isinstance(error, CapacityError)):
                 raise error

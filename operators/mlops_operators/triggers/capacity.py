@@ -66,6 +66,8 @@ class ProvisionTrigger(MlopsTrigger):
         run = self._run = await self.blocking(client.start_run, self.run_name)
         try:
             request = await self.blocking(self._request, client, run)
+            quote = "" if self._adopts else str(await self.blocking(client.quote, request))
+            self.log.info("%s", quote or "an earlier try has asked for them already")
             lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
             link = await self.blocking(client.services.baremetal.address_of, lease.nodes[0].id)
         except BaseException:
@@ -78,6 +80,7 @@ class ProvisionTrigger(MlopsTrigger):
             "generation": lease.generation,
             "nodes": [node.name for node in lease.nodes],
             "deadline": to_iso(lease.deadline),
+            "quote": quote,
             "link": link,
         }
 

@@ -32,11 +32,8 @@ def _pin_data(result: Result) -> Sequence[str]:
 
 
 def _provision(result: Result) -> Sequence[str]:
-    return [f"run {result['run']}, generation {result['generation']}: {', '.join(result['nodes'])}", *_quoted(result)]
-
-
-def _quoted(result: Result) -> Sequence[str]:
-    return [str(result["quote"])] if result.get("quote") else []
+    leased = f"run {result['run']}, generation {result['generation']}: {', '.join(result['nodes'])}"
+    return [f"quote: {result['quote']}", leased] if result["quote"] else [leased]
 
 
 def _train(result: Result) -> Sequence[str]:
