@@ -18,6 +18,7 @@ from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable
 RUN_ENDED: Final = frozenset({"success", "failed"})
 _TIMEOUT_S: Final = 60.0
 _PAGE: Final = 100
+_LEFT_OUT_OF_LOGS: Final = frozenset({"timestamp", "event", "level", "logger", "filename", "lineno", "error_detail"})
 
 
 class AirflowRest:
@@ -314,5 +315,7 @@ def _log_line(event: Any) -> str:
     if not isinstance(event, Mapping):
         return str(event)
     known = {str(key): value for key, value in event.items()}  # pyright: ignore - JSON
-    rest = {k: v for k, v in known.items() if k not in {"timestamp", "event", "level", "logger", "filename", "lineno"}}
-    return f"{known.get('timestamp', '')} {known.get('level', '')} {known.get('event', '')} {rest or ''}".strip()
+    rest = {k: v for k, v in known.items() if k not in _LEFT_OUT_OF_LOGS}
+    raised = [f"{cause['exc_type']}: {cause['exc_value']}" for cause in known.get("error_detail") or []]
+    parts = [known.get("timestamp"), known.get("level"), known.get("event"), " < ".join(raised), rest]
+    return " ".join(str(part) for part in parts if part)
