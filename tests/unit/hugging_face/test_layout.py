@@ -13,7 +13,10 @@ from mlops_pipelines.programs.code_lm.model import Llama, Shape
 
 
 def test_transformers_loads_the_export_and_agrees(tmp_path: Path):
-    files = [SourceFile(path=f"m{i}.py", text=f"def f{i}(x):\n    return x + {i}\n".encode()) for i in range(40)]
+    files = [
+        SourceFile(kind="python", path=f"m{i}.py", text=f"def f{i}(x):\n    return x + {i}\n".encode())
+        for i in range(40)
+    ]
     data = prepare(tmp_path / "data", vocabulary=300, files=files)
     torch.manual_seed(0)
     ours = Llama(Shape(vocabulary=data.meta.vocabulary, hidden=32, layers=2, heads=4, intermediate=48, context=64))
