@@ -69,6 +69,7 @@ class _Follower:
     on_begun: Begun
     states: dict[str, str] = field(default_factory=dict[str, str])
     results: dict[str, Any] = field(default_factory=dict[str, Any])
+    begun: set[str] = field(default_factory=set[str])
 
     def look(self) -> bool:
         """Report what is new; whether the run has ended."""
@@ -82,13 +83,13 @@ class _Follower:
 
     def _update(self, task: Mapping[str, Any]) -> None:
         name, state = str(task["task_id"]), str(task["state"] or "waits")
-        before = self.states.get(name, "")
-        if state == before:
+        if state == self.states.get(name):
             return
         self.states[name] = state
         if state in _ENDED:
             self._ended(name, state, task)
-        elif state in {"running", "deferred"} and before not in {"running", "deferred"}:
+        elif state in {"running", "deferred"} and name not in self.begun:  # one that waited runs once more
+            self.begun.add(name)
             self.timeline.say(f"{name} begins")
             self.on_begun(name)
         elif state == "up_for_retry":
