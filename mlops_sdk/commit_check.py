@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 from mlops_sdk import source
+from mlops_sdk.canonical import to_json
 from mlops_sdk.errors import RedCommit
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.source import SourceRef
@@ -44,6 +48,8 @@ def check_commit(
 ) -> GreenCommit:
     """Run the tests of exactly this commit, in a copy of it that is thrown away.
 
+    What was green stays green: the same commit, paths and installed packages are not tested again. What was red is.
+
     Args:
         store: Their output goes to ``tests/<commit>/<n>.log``, red or green.
         code: The commit.
@@ -57,6 +63,13 @@ def check_commit(
         SourceError: there is no such commit.
         ServiceUnavailable: the repository, or S3, does not answer.
     """
+    key = _green_key(code.commit, paths)
+    found = store.get_json(key)
+    if found is not None:
+        _LOG.info("commit %s was found green before: %s", code.commit[:12], found["log"])
+        return GreenCommit(
+            repository=code.repository, commit=code.commit, summary=str(found["summary"]), log=str(found["log"])
+        )
     with tempfile.TemporaryDirectory(prefix="mlops-tests-") as directory:
         log = Path(directory) / "tests.log"
         try:
@@ -70,8 +83,16 @@ def check_commit(
                 next_step=f"see {uri}; no machine was asked for",
             ) from None
         uri = _keep(store, code.commit, log)
+    store.put_if_absent(key, to_json({"summary": summary, "log": uri}))
     _LOG.info("commit %s is green: %s; %s", code.commit[:12], summary, uri)
     return GreenCommit(repository=code.repository, commit=code.commit, summary=summary, log=uri)
+
+
+def _green_key(commit: str, paths: Sequence[str]) -> str:
+    """By the commit, and by all else on which the outcome depends."""
+    packages = sorted(f"{package.name}=={package.version}" for package in distributions())
+    environment = hashlib.sha256(to_json([sys.version, packages, list(paths)])).hexdigest()
+    return f"tests-green/{commit}/{environment[:32]}.json"
 
 
 def _keep(store: ObjectStore, commit: str, log: Path) -> str:

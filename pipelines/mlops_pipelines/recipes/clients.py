@@ -69,7 +69,7 @@ class StreamingClients:
         prompts: Sequence[str],
         *,
         clients: int = 2,
-        pause_s: float = 0.5,
+        pause_s: float = 1.0,
         max_tokens: int = 16,
     ) -> None:
         self.tally = Tally()

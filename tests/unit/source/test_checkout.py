@@ -171,6 +171,9 @@ def test_the_tests_import_the_checkout_and_see_nothing_of_the_deployment(reposit
     green = check_commit(store, repository.at(commit), ["tests"], cache=cache)
     assert green.summary.startswith("3 passed")
     assert store.get(green.log.removeprefix("s3://bucket/"))
+    started: list[int] = []
+    assert check_commit(store, repository.at(commit), ["tests"], cache=cache, on_start=started.append) == green
+    assert started == []  # what was green is not tested again
 
 
 def test_the_roots_of_packages_are_those_that_the_project_names(repository):
@@ -197,7 +200,7 @@ def test_tests_that_take_too_long_are_ended_with_everything_they_started(reposit
     )
     repository.commit({"test_slow.py": body})
     with pytest.raises(RedCommit, match="not done after"):
-        source.test_program(repository.folder, ["test_slow.py"], tmp_path / "log", timeout_s=5.0)
+        source.test_program(repository.folder, ["test_slow.py"], tmp_path / "log", timeout_s=20.0)
     stat = Path(f"/proc/{started.read_text()}/stat")
     assert not stat.exists() or stat.read_text().split(") ")[1][0] == "Z"
 
