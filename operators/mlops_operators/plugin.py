@@ -1,4 +1,4 @@
-"""What Airflow loads from this distribution: the webhook receiver in its api-server."""
+"""What Airflow loads from this distribution: the webhook receiver in its api-server, and what a scheduler preloads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from mlops_operators import preload
 from mlops_sdk.webhooks.receiver import PREFIX, LazyReceiver
 
 
@@ -16,3 +17,4 @@ class MlopsPlugin(AirflowPlugin):
     fastapi_apps: list[Any] = [  # noqa: RUF012 - as the base class declares it
         {"app": LazyReceiver(), "url_prefix": PREFIX, "name": "MLOps webhooks"}
     ]
+    listeners: list[Any] = [preload]  # noqa: RUF012 - same

@@ -11,6 +11,14 @@ _INTEGRATION = "OpenInfra MLOps"
 _OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift", "reports")
 _TRIGGERS = ("capacity", "training", "serving")
 _LINKS = ("MlflowRunLink", "NodeLink", "EndpointLink")
+_PRELOAD = {
+    "description": "Modules that the scheduler imports at its start, so that tasks of LocalExecutor find them loaded. "
+    "Set it in the scheduler's environment alone.",
+    "type": "string",
+    "version_added": "0.1.0",
+    "example": "great_expectations,pandas",
+    "default": "",
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -35,6 +43,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [_modules(f"mlops_operators.triggers.{name}" for name in _TRIGGERS)],
         "connection-types": [form.to_json() for form in FORMS],
         "extra-links": [f"mlops_operators.links.{name}" for name in _LINKS],
+        "config": {"mlops": {"description": "Settings of openinfra-mlops.", "options": {"preload_modules": _PRELOAD}}},
     }
 
 

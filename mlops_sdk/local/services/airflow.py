@@ -36,6 +36,8 @@ USER: Final = "mlops"
 DATABASE, API = "airflow-db", "airflow-api"
 # Two tasks of a run that hold one lease may be far apart: a scheduler or triggerer that was killed lies between them.
 _RENEW_FOR_S: Final = 45.0
+# What tasks would import at their start, each anew; see mlops_operators.preload.
+_PRELOAD: Final = "mlops_pipelines.groups,great_expectations,keystoneauth1.session,keystoneauth1.identity.v3,tokenizers"
 _BUNDLE: Final = "airflow.dag_processing.bundles.local.LocalDagBundle"
 _HEALTH_TIMEOUT_S: Final = 3.0
 _BUSY_S: Final = 60  # how long a writer waits for another; with SQLite's own 5 s, a slow moment becomes an error
@@ -93,7 +95,7 @@ def airflow_services(
             finish=airflow.finish_api,
             start_timeout_s=180.0,
         ),
-        airflow.component("scheduler", "--skip-serve-logs"),
+        airflow.component("scheduler", "--skip-serve-logs", env={"AIRFLOW__MLOPS__PRELOAD_MODULES": _PRELOAD}),
         airflow.component("dag-processor"),
         airflow.component("triggerer", "--skip-serve-logs"),
     )
@@ -112,13 +114,13 @@ class _Airflow:
         """Where the metadata is, without its password."""
         return self._options.database_url.rpartition("@")[2] or f"sqlite:///{self._sqlite}"
 
-    def component(self, name: str, *flags: str) -> Service:
+    def component(self, name: str, *flags: str, env: Mapping[str, str] | None = None) -> Service:
         """A process that serves nothing and whose health the api-server tells."""
         health = _Health(self._site.url("airflow"), name.replace("-", "_"))
 
         def command() -> Command:
             health.since = datetime.now(UTC)
-            return self.command(name, *flags)
+            return self.command(name, *flags, env=env)
 
         return Service(
             name=f"airflow-{name}",
