@@ -54,7 +54,7 @@ from mlops_sdk.training.trained import remember
 STACK = Path(".mlops/stacks/default")
 MODEL = "code-lm"
 NODES = 2
-ARGUMENTS = {"steps": 160, "evaluate_bytes": 100_000}
+ARGUMENTS = {"steps": 120, "evaluate_bytes": 60_000}
 WORSE_BY = 0.1
 
 # %% [markdown]

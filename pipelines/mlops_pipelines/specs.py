@@ -82,6 +82,6 @@ class RetrainSpec(_Spec):
     data: DataSpec = DataSpec()
     capacity: CapacitySpec = CapacitySpec()
     program: ProgramSpec = ProgramSpec(
-        module="mlops_pipelines.programs.code_lm.train", arguments={"steps": 160, "evaluate_bytes": 100_000}
+        module="mlops_pipelines.programs.code_lm.train", arguments={"steps": 120, "evaluate_bytes": 60_000}
     )
     gate: GateSpec = GateSpec()

@@ -87,6 +87,10 @@ class StreamingClients:
         with self._lock:
             self._prompts = itertools.cycle(tuple(prompts))
 
+    def pause(self, seconds: float) -> None:
+        """From now on each client rests this long between two requests."""
+        self._pause_s = seconds
+
     def start(self) -> None:
         """Begin to ask."""
         for thread in self._threads:

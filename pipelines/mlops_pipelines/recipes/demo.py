@@ -32,6 +32,7 @@ from mlops_sdk.registry.provenance import git_state
 _START_TIMEOUT_S = 400.0
 _STATE_DIR = Path(".mlops/stacks/demo")
 _MODEL = "code-lm"
+_RESTING_S = 3.0  # between two requests of a user while machines and serving host share the cores of one computer
 
 
 def main() -> int:
@@ -74,7 +75,9 @@ def demonstrate(timeline: Timeline, layout: Layout, checkout: Path, workdir: Pat
     with timeline.step("look at who was killed") as step:
         _check_survived(step, killer, first)
     with story.users(loop, _MODEL) as clients:
-        second = story.turn(loop, story.drift(loop, clients, timeline), timeline)
+        drifted = story.drift(loop, clients, timeline)
+        clients.pause(_RESTING_S)
+        second = story.turn(loop, drifted, timeline)
         clients.wait_for_version(second.version)
         story.check_users(clients, [first, second], timeline)
     story.prove(loop, [first, second], timeline)
