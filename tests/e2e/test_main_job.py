@@ -70,6 +70,7 @@ def test_a_killed_worker_costs_no_commit_and_everything_is_given_back(
     assert mlflow_params(client, result.model.mlflow_run_id)["version.torch"].startswith("2.13.0")  # the nodes' own
 
 
+@pytest.mark.slow
 def test_a_job_whose_controller_died_goes_on_where_it_stopped(
     client: Client, job: MainJob, timeline: Timeline, stack: Any
 ):

@@ -54,6 +54,7 @@ def test_a_failed_tear_down_is_shown_and_finished_by_the_reaper(client: Client, 
     eventually(lambda: run.prove().complete, within_s=limit, what="the reaper tears it down again")
 
 
+@pytest.mark.slow
 def test_with_s3_down_the_machines_are_still_given_back_and_later_proven(client: Client, stack: Any):
     run = client.start_run()
     lease = run.lease(request())
