@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -23,6 +24,9 @@ _CONNECT_TRY_S = 10.0
 _RETRY_S = 0.3
 _KEEPALIVE_S = 5.0
 _KEEPALIVE_MISSES = 4
+
+if logging.getLogger("asyncssh").level == logging.NOTSET:  # unless somebody wants them: some thirty lines a connection
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
