@@ -57,6 +57,7 @@ class RunHeartbeat:
         self._last = clock.monotonic()
         self._beating = threading.Lock()
         self._stop: Stop | None = None
+        self._rests = False
 
     @property
     def silent_for_s(self) -> float:
@@ -68,6 +69,7 @@ class RunHeartbeat:
         self.stop()
         self._grant = grant
         self._leases = None
+        self._rests = False
         self.beat()
         self._stop = self._keeper.keep(self._again, self._settings.renew_for_s / _BEATS_PER_RENEWAL)
 
@@ -88,6 +90,13 @@ class RunHeartbeat:
         with self._beating:
             return  # one in progress has ended
 
+    def rest(self, *, resting: bool) -> None:
+        """Leave out beats while resting; the end of a rest is a beat. Never raises."""
+        ended = self._rests and not resting
+        self._rests = resting
+        if ended:
+            self._again()
+
     def forget(self) -> None:
         """Remove the heartbeat object: the run holds nothing any more."""
         with suppress(RemoteError):
@@ -104,7 +113,7 @@ class RunHeartbeat:
 
     def _again(self) -> None:
         with self._beating:
-            if self._stop is None:
+            if self._stop is None or self._rests:
                 return
             try:
                 self._beat()

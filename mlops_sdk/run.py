@@ -310,6 +310,10 @@ class Run:
         """Leave the `with` block without giving back: attach again within the renewal time, or the reaper acts."""
         self._keep = True
 
+    def rest(self, *, resting: bool) -> None:
+        """While resting nothing is renewed, and the lease may end by itself; the end of a rest renews at once."""
+        self._heartbeat.rest(resting=resting)
+
     def close(self) -> None:
         """Stop renewing and leave everything as it is. Idempotent."""
         self._heartbeat.stop()

@@ -11,12 +11,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from mlops_hooks.deployment import DeploymentHook
 from mlops_operators.failures import error_to_json
-from mlops_operators.triggers.keeping import Caretaker, caretaker
+from mlops_operators.triggers.keeping import Caretaker, Progress, caretaker, progress_of
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.run import Run
-
-_LIVES = {"running", "queued"}
 
 
 class MlopsTrigger(BaseTrigger):
@@ -79,21 +77,23 @@ class MlopsTrigger(BaseTrigger):
 
     def hand_over(self, run: Run) -> None:
         """The work is done and the run goes on: renew its lease until the next task takes over."""
-        if self.task_instance is None:  # nobody to ask whether the DAG run lives: the next task has one renewal's time
+        if self.task_instance is None:  # nobody to ask what the DAG run does: the next task has one renewal's time
             self.caretaker.let_go(run)
             return
-        self.caretaker.hand_over(run, self._dag_run_lives)
+        self.caretaker.hand_over(run, self._progress)
 
-    async def _dag_run_lives(self) -> bool:
+    async def _progress(self) -> Progress:
         from airflow.sdk.execution_time import task_runner  # noqa: PLC0415 - set up by the triggerer when it starts
-        from airflow.sdk.execution_time.comms import DagRunStateResult, GetDagRunState  # noqa: PLC0415 - as above
+        from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult  # noqa: PLC0415 - as above
 
         ti = self.task_instance
         if ti is None:
-            return False
-        message = GetDagRunState(dag_id=ti.dag_id, run_id=ti.run_id)
+            return Progress.ENDED
+        message = GetTaskStates(dag_id=ti.dag_id, run_ids=[ti.run_id])
         response: Any = await task_runner.SUPERVISOR_COMMS.asend(message)  # pyright: ignore[reportArgumentType, reportCallIssue] - typed for tasks; the triggerer's takes this too
-        return isinstance(response, DagRunStateResult) and response.state in _LIVES
+        if not isinstance(response, TaskStatesResult):
+            raise TypeError(f"asked for task states, Airflow answered {response!r}")
+        return progress_of(dict(response.task_states.get(ti.run_id, {})).values())
 
     async def blocking(self, call: Any, *args: Any) -> Any:
         """Call something that blocks, beside the event loop."""

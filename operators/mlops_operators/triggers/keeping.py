@@ -1,26 +1,51 @@
 """The triggerer's care for leases: one keeper for all runs, also between two tasks of a DAG run.
 
-A lease is renewed while a trigger works for its run. Between two tasks nobody works for it, and how long that takes is
-up to Airflow's queues. So a trigger that ends well hands its run over: it is renewed on, as long as the DAG run runs
-and until the next trigger takes over. When the triggerer dies, nothing is renewed, and the reaper returns what nobody
-took over in time.
+A lease is renewed while a trigger works for its run. A trigger that ends well hands its run over: it is renewed on
+while any task of the DAG run works, until the next trigger takes over. While all of them wait (for the scheduler, for
+the end of a pause of the DAG, for a slot, for their next try), it is not: machines on which nobody works go back after
+one renewal time. When the triggerer dies, nothing is renewed either, and the reaper returns what nobody took over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from enum import StrEnum
 
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.keeper import LoopKeeper
 from mlops_sdk.run import Run
 
-Alive = Callable[[], Awaitable[bool]]
-
 _LOG = logging.getLogger(__name__)
-_LOOKS_PER_RENEWAL = 4
-_UNANSWERED = 3
+_LOOKS_PER_RENEWAL = 8
+_UNANSWERED = 6
+# A task that waits for its next try or poke is no work: of a paused DAG it would wait until the lease's deadline.
+_WORKING = frozenset({"queued", "running", "deferred", "restarting", "awaiting_input"})
+_ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+
+class Progress(StrEnum):
+    """What the tasks of a DAG run do, all together."""
+
+    WORKING = "working"
+    WAITING = "waiting"
+    ENDED = "ended"
+
+
+def progress_of(states: Collection[str | None]) -> Progress:
+    """Whether any task works, or all have ended, by Airflow's states of task instances. Pure.
+
+    Example:
+        >>> progress_of(["success", "scheduled", None])
+        <Progress.WAITING: 'waiting'>
+    """
+    if not _WORKING.isdisjoint(states):
+        return Progress.WORKING
+    return Progress.ENDED if _ENDED.issuperset(states) else Progress.WAITING
+
+
+Look = Callable[[], Awaitable[Progress]]
 
 
 class Caretaker:
@@ -42,10 +67,10 @@ class Caretaker:
         """Keys of the runs that are renewed between two triggers."""
         return frozenset(self._kept)
 
-    def hand_over(self, run: Run, alive: Alive) -> None:
-        """Renew this run's lease on while it is held and `alive` says so, until somebody takes over."""
+    def hand_over(self, run: Run, look: Look) -> None:
+        """Renew this run's lease on while it is held and its DAG run works, until somebody takes over."""
         self.take_over(run.key)
-        task = self.loop.create_task(self._watch(run, alive), name=f"mlops-between-{run.key}")
+        task = self.loop.create_task(self._watch(run, look), name=f"mlops-between-{run.key}")
         self._kept[run.key] = task
         task.add_done_callback(lambda done: self._forget(run, done))
 
@@ -65,22 +90,26 @@ class Caretaker:
         self._aside_of(task)
         await asyncio.shield(task)
 
-    async def _watch(self, run: Run, alive: Alive) -> None:
+    async def _watch(self, run: Run, look: Look) -> None:
         pause = run.settings.lease.renew_for_s / _LOOKS_PER_RENEWAL
-        unanswered = 0
+        progress, unanswered = Progress.WORKING, 0
         while unanswered < _UNANSWERED:
+            before = progress
             try:
-                if not await alive():
-                    return
-                unanswered = 0
+                progress, unanswered = await look(), 0
             except Exception:  # noqa: BLE001 - whatever Airflow's side fails with: asked again
                 unanswered += 1
-                _LOG.warning("cannot tell whether the DAG run of run %s lives", run.key, exc_info=True)
+                _LOG.warning("cannot tell what the DAG run of run %s does", run.key, exc_info=True)
+            if progress is Progress.ENDED:
+                return
             try:
                 await asyncio.to_thread(run.raise_if_lost)
             except MlopsError as error:
                 _LOG.info("run %s is not renewed any more: %s", run.key, error)
                 return
+            if progress is not before:
+                _LOG.info("run %s is %s", run.key, "renewed" if progress is Progress.WORKING else "not renewed: idle")
+            await asyncio.to_thread(run.rest, resting=progress is Progress.WAITING)
             await asyncio.sleep(pause)
 
     def _forget(self, run: Run, done: asyncio.Task[None]) -> None:

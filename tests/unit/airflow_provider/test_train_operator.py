@@ -15,9 +15,9 @@ from mlops_hooks.deployment import DeploymentHook
 from mlops_operators import training
 from mlops_operators.training import TrainOperator
 from mlops_operators.triggers import training as triggers
-from mlops_operators.triggers.keeping import Caretaker
+from mlops_operators.triggers.keeping import Caretaker, Progress, progress_of
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.errors import AccessDenied, JobFailed, NodeFailed, ServiceUnavailable
+from mlops_sdk.errors import AccessDenied, JobFailed, LeaseLost, NodeFailed, ServiceUnavailable
 from mlops_sdk.registry.lineage import GitState
 from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
@@ -202,30 +202,98 @@ def test_code_must_be_named(leased):
     assert isinstance(training._code({"repository": "/a", "commit": "c" * 40}), SourceRef)
 
 
-async def test_between_two_tasks_the_lease_is_renewed_while_the_dag_run_lives(cloud):
-    caretaker = Caretaker(asyncio.get_running_loop())
-    lease = cloud.settings.lease
-    cloud.settings = cloud.settings.model_copy(update={"lease": lease.model_copy(update={"renew_for_s": 0.2})})
-    run = cloud.client(keeper=caretaker.keeper).start_run(NAME)
-    request = LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=cloud.clock.now() + timedelta(hours=1))
-    await asyncio.to_thread(run.lease, request)
-    run._heartbeat.beat()  # deploying took the fake clock longer than one renewal
-    lives, asked = True, 0
+@pytest.mark.parametrize(
+    ("states", "progress"),
+    [
+        (["success", "running", None], Progress.WORKING),
+        (["success", "deferred", "up_for_retry"], Progress.WORKING),
+        (["queued"], Progress.WORKING),
+        (["success", "scheduled", None], Progress.WAITING),  # paused, or no slot is free
+        (["up_for_retry", None], Progress.WAITING),
+        (["up_for_reschedule", "success"], Progress.WAITING),
+        (["success", "failed", "upstream_failed", "skipped", "removed"], Progress.ENDED),
+        ([], Progress.ENDED),
+    ],
+)
+def test_what_a_dag_run_does_follows_from_its_tasks(states, progress):
+    assert progress_of(states) is progress
 
-    async def alive() -> bool:
-        nonlocal asked
-        asked += 1
-        return lives
 
-    caretaker.hand_over(run, alive)
-    before = cloud.faults.calls.count("set_marker")
-    while asked < 3 or cloud.faults.calls.count("set_marker") < before + 3:  # noqa: ASYNC110 - other threads call it
+class Between:
+    """A lease between two tasks; what the DAG run does is what the test says."""
+
+    def __init__(self, cloud, *, renew_for_s: float = 0.2) -> None:
+        lease = cloud.settings.lease.model_copy(update={"renew_for_s": renew_for_s})
+        cloud.settings = cloud.settings.model_copy(update={"lease": lease})
+        self.cloud = cloud
+        self.caretaker = Caretaker(asyncio.get_running_loop())
+        self.run = cloud.client(keeper=self.caretaker.keeper).start_run(NAME)
+        self.progress = Progress.WORKING
+        self.looks = 0
+
+    async def hand_over(self) -> None:
+        deadline = self.cloud.clock.now() + timedelta(hours=1)
+        await asyncio.to_thread(self.run.lease, LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=deadline))
+        self.run._heartbeat.beat()  # deploying took the fake clock longer than one renewal
+        self.caretaker.hand_over(self.run, self.look)
+
+    async def look(self) -> Progress:
+        self.looks += 1
+        return self.progress
+
+    async def more_looks(self, count: int = 3) -> None:
+        until = self.looks + count
+        while self.looks < until:  # noqa: ASYNC110 - another task looks
+            await asyncio.sleep(0.01)
+
+    @property
+    def beats(self) -> int:
+        return self.cloud.faults.calls.count("set_marker")
+
+    async def let_go(self) -> None:
+        while self.caretaker.kept or self.caretaker.keeper.beats:  # noqa: ASYNC110 - other threads end it
+            await asyncio.sleep(0.01)
+
+
+async def test_between_two_tasks_the_lease_is_renewed_while_the_dag_run_works(cloud):
+    between = Between(cloud)
+    await between.hand_over()
+    before = between.beats
+    await between.more_looks()
+    while between.beats < before + 3:  # noqa: ASYNC110 - other threads call it
         await asyncio.sleep(0.01)
-    assert caretaker.kept == {run.key}
-    lives = False
-    while caretaker.kept or caretaker.keeper.beats:  # noqa: ASYNC110 - as above
-        await asyncio.sleep(0.01)
-    await asyncio.to_thread(run.release)
+    assert between.caretaker.kept == {between.run.key}
+    between.progress = Progress.ENDED
+    await between.let_go()
+    await asyncio.to_thread(between.run.release)
+
+
+async def test_while_the_dag_run_waits_nothing_is_renewed_and_then_at_once(cloud):
+    between = Between(cloud, renew_for_s=1.0)  # four beats in a renewal, eight looks
+    await between.hand_over()
+    between.progress = Progress.WAITING
+    await between.more_looks()
+    resting = between.beats
+    await between.more_looks(6)  # three beats later
+    assert between.beats == resting
+    between.progress = Progress.WORKING
+    await between.more_looks(2)
+    assert between.beats > resting
+    between.progress = Progress.ENDED
+    await between.let_go()
+    await asyncio.to_thread(between.run.release)
+
+
+async def test_a_dag_run_that_waits_for_longer_than_a_renewal_loses_its_lease(cloud):
+    between = Between(cloud)
+    await between.hand_over()
+    between.progress = Progress.WAITING
+    await between.more_looks()
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s + 1)
+    await between.let_go()
+    with pytest.raises(LeaseLost, match="not renewed for"):
+        between.run.raise_if_lost()
+    await asyncio.to_thread(between.run.release)
 
 
 async def test_who_takes_over_ends_what_was_handed_over(cloud):
@@ -234,10 +302,10 @@ async def test_who_takes_over_ends_what_was_handed_over(cloud):
     request = LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=cloud.clock.now() + timedelta(hours=1))
     await asyncio.to_thread(run.lease, request)
 
-    async def alive() -> bool:
-        return True
+    async def look() -> Progress:
+        return Progress.WORKING
 
-    caretaker.hand_over(run, alive)
+    caretaker.hand_over(run, look)
     await asyncio.sleep(0)
     caretaker.take_over(run.key)
     assert not caretaker.kept
@@ -256,9 +324,9 @@ async def test_a_lease_that_was_given_back_elsewhere_is_not_renewed(cloud):
         await asyncio.to_thread(run._heartbeat.beat)
     cloud.clock.sleep(cloud.settings.lease.renew_for_s + 1)
 
-    async def alive() -> bool:
-        return True
+    async def look() -> Progress:
+        return Progress.WORKING
 
-    caretaker.hand_over(run, alive)
+    caretaker.hand_over(run, look)
     while caretaker.kept:  # noqa: ASYNC110 - other threads end it
         await asyncio.sleep(0.01)
