@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 from airflow.sdk import BaseOperator
 
 from mlops_hooks.deployment import DeploymentHook
+from mlops_operators.failures import airflow_failures
+from mlops_sdk.errors import MlopsError
 
 RUN_NAME = "{{ dag.dag_id }}/{{ run_id }}"
 
@@ -15,7 +18,7 @@ RUN_NAME = "{{ dag.dag_id }}/{{ run_id }}"
 class MlopsOperator(BaseOperator):
     """Base of the operators of this provider.
 
-    Subclasses extend `template_fields` and call the library within `failures.airflow_failures`.
+    Subclasses extend `template_fields` and call the library within `failures`.
 
     Args:
         run_name: Which run. By default one per DAG run; only a DAG with several leases names them apart. Templated.
@@ -46,6 +49,10 @@ class MlopsOperator(BaseOperator):
     def hook(self) -> DeploymentHook:
         """The deployment."""
         return DeploymentHook(**self.connections)
+
+    def failures(self, *, hopeless: tuple[type[MlopsError], ...] = ()) -> AbstractContextManager[None]:
+        """`failures.airflow_failures` of this task."""
+        return airflow_failures(hopeless=hopeless, connections=self.connections.values())
 
     @property
     def connections(self) -> dict[str, str]:

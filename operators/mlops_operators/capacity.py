@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from airflow.sdk import Context
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures, error_from_json
+from mlops_operators.failures import error_from_json
 from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
 from mlops_sdk.errors import CapacityError, SettingsError
@@ -70,7 +70,7 @@ class ProvisionOperator(MlopsOperator):
 
     def execute(self, context: Context) -> NoReturn:
         """Decide on the generation, write it down, wait."""
-        with airflow_failures():
+        with self.failures():
             history = self.hook.client().start_run(self.run_name).history()
             if not _stored(context):
                 self._check_that_it_is_ours(history)
@@ -78,7 +78,7 @@ class ProvisionOperator(MlopsOperator):
 
     def provisioned(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """The machines are there, or not."""
-        with airflow_failures():
+        with self.failures():
             if "error" not in event:
                 NodeLink().show(context, event["link"])
                 return {key: event[key] for key in ("run", "generation", "nodes", "deadline", "quote")}
@@ -126,7 +126,7 @@ class ReleaseOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Nothing to wait for, or wait."""
         del context
-        with airflow_failures():
+        with self.failures():
             if self.hook.client().find(self.run_name) is None:
                 return {"run": "", "machines": {}}
         trigger = ReleaseTrigger(**self.connections, run_name=self.run_name)
@@ -135,7 +135,7 @@ class ReleaseOperator(MlopsOperator):
     def released(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Everything is back, or not."""
         del context
-        with airflow_failures():
+        with self.failures():
             if "error" in event:
                 raise error_from_json(event["error"])
         return dict(event)

@@ -10,7 +10,6 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures
 from mlops_sdk.data.prepared import build_folder
 from mlops_sdk.data.validation import validate
 from mlops_sdk.data.versioning import pin
@@ -44,7 +43,7 @@ class ValidateDataOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Validate."""
         del context
-        with airflow_failures():
+        with self.failures():
             rows = resolve(self.rows)(**(self.arguments or {}))
             return validate(self.hook.client().store, rows, resolve(self.suite)).to_json()
 
@@ -84,7 +83,7 @@ class PinDataOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Build and pin."""
         del context
-        with airflow_failures():
+        with self.failures():
             cache = Path(self.cache).expanduser()
             arguments = dict(self.arguments or {})
             build: Callable[..., Path] = resolve(self.build)

@@ -10,7 +10,6 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from mlops_hooks.vllm import VllmHook
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures
 from mlops_sdk.drift.detector import Bounds
 from mlops_sdk.drift.on_host import profiles_folder
 from mlops_sdk.drift.watch import Look
@@ -61,7 +60,7 @@ class DetectDriftOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Look; an event if there is something to announce."""
         now = cast("dict[str, Any]", context)
-        with airflow_failures():
+        with self.failures():
             found = self._look()
         self.log.info("%s", found.words())
         if not found.announce:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
 from mlops_sdk import errors
-from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, RemoteCommandError
+from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, NodeFailed, RemoteCommandError
 
 _CURABLE = (NoCapacity, NodeFailed, LeaseLost)
 
@@ -24,13 +24,16 @@ def worth_retrying(error: MlopsError) -> bool:
 
 
 @contextmanager
-def airflow_failures(*, hopeless: tuple[type[MlopsError], ...] = ()) -> Generator[None]:
+def airflow_failures(
+    *, hopeless: tuple[type[MlopsError], ...] = (), connections: Collection[str] = ()
+) -> Generator[None]:
     """Within: an error of the library that trying again cannot cure fails the task at once, without its retries.
 
     The text of the task's failure is the library's: what failed, what was seen, what to do next.
 
     Args:
         hopeless: Kinds of errors that this task cannot cure though others can.
+        connections: Ids of those that the task uses: a refused secret is one of theirs.
 
     Raises:
         AirflowFailException: trying again cannot help.
@@ -41,7 +44,9 @@ def airflow_failures(*, hopeless: tuple[type[MlopsError], ...] = ()) -> Generato
     except MlopsError as error:
         if worth_retrying(error) and not isinstance(error, hopeless):
             raise
-        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+        denied = connections and isinstance(error, AccessDenied)
+        where = f"; it is in one of the connections {', '.join(connections)}" if denied else ""
+        raise AirflowFailException(f"{type(error).__name__}: {error}{where}") from error
 
 
 def error_to_json(error: MlopsError) -> dict[str, str]:

@@ -9,7 +9,6 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures
 from mlops_sdk.registry.gate import GateBounds
 from mlops_sdk.registry.registration import admit_trained, register_trained, run_named
 
@@ -25,7 +24,7 @@ class RegisterModelOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Register."""
         del context
-        with airflow_failures():
+        with self.failures():
             client = self.hook.client()
             run = run_named(client, self.run_name)
             model = register_trained(client, run)
@@ -59,7 +58,7 @@ class GateOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Decide."""
         del context
-        with airflow_failures():
+        with self.failures():
             client = self.hook.client()
             bounds = GateBounds(worse_by=float(self.worse_by))
             verdict = admit_trained(client, run_named(client, self.run_name), bounds)

@@ -8,7 +8,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures
 from mlops_sdk.capacity.report import report_leases, store_report
 
 
@@ -33,7 +32,7 @@ class ReportLeasesOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Report."""
         del context
-        with airflow_failures():
+        with self.failures():
             client = self.hook.client()
             report = report_leases(client, days=float(self.days))
             uri = store_report(client, report)

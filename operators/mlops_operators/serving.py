@@ -9,7 +9,7 @@ from airflow.sdk import Context
 
 from mlops_hooks.vllm import VllmHook
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures, error_from_json
+from mlops_operators.failures import error_from_json
 from mlops_operators.links import EndpointLink
 from mlops_operators.triggers.serving import DeployTrigger
 from mlops_sdk.dotted import resolve
@@ -43,7 +43,7 @@ class DeployOperator(MlopsOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Roll it out."""
-        with airflow_failures():
+        with self.failures():
             client = self.hook.client()
             run = client.find(self.run_name)
             if run is None:
@@ -58,7 +58,7 @@ class DeployOperator(MlopsOperator):
     def deployed(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """It serves, or not."""
         del context
-        with airflow_failures():
+        with self.failures():
             if "error" in event:
                 raise error_from_json(event["error"])
         return dict(event)

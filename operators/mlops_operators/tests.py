@@ -12,7 +12,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures
 from mlops_sdk.commit_check import check_commit
 from mlops_sdk.source import SourceRef
 
@@ -47,7 +46,7 @@ class RunTestsOperator(MlopsOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """Run the tests."""
         del context
-        with airflow_failures():
+        with self.failures():
             code = SourceRef(repository=self.repository, commit=self.commit)
             store = self.hook.client().store
             return asdict(

@@ -10,7 +10,7 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from mlops_operators.base import MlopsOperator
-from mlops_operators.failures import airflow_failures, error_from_json
+from mlops_operators.failures import error_from_json
 from mlops_operators.links import MlflowRunLink
 from mlops_operators.triggers.training import TrainTrigger, summary
 from mlops_sdk.client import Client
@@ -61,7 +61,7 @@ class TrainOperator(MlopsOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Trained already, or order it and wait."""
-        with airflow_failures(hopeless=(LeaseLost,)):
+        with self.failures(hopeless=(LeaseLost,)):
             client, program = self.hook.client(), ProgramSpec.model_validate(self.program)
             run = client.find(self.run_name)
             if run is None:
@@ -78,7 +78,7 @@ class TrainOperator(MlopsOperator):
     def trained(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """It is trained, or not."""
         del context
-        with airflow_failures(hopeless=(LeaseLost,)):
+        with self.failures(hopeless=(LeaseLost,)):
             if "error" in event:
                 raise error_from_json(event["error"])
         return dict(event)

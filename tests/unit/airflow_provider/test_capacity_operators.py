@@ -244,6 +244,16 @@ def test_every_error_of_the_library_crosses_from_trigger_to_task(kind):
         raise again
 
 
+def test_a_refused_secret_names_the_connections_of_the_task(cloud):
+    cloud.faults.fail_at("get_object", 1, error=AccessDenied("S3 refused it"))
+    task = provision()
+    task.operator.s3_conn_id = "bucket_of_paris"
+    with pytest.raises(
+        AirflowFailException, match=r"S3 refused it; it is in one of .* mlops_openstack, bucket_of_paris"
+    ):
+        task.operator.execute(task.context())
+
+
 async def cancelled_after(cloud: FakeCloud, trigger: ProvisionTrigger, calls: int, *, message: str) -> None:
     """As the triggerer does it: cancel again and again until it ended; `on_kill` if a person was the reason."""
     cloud.faults.clear()
