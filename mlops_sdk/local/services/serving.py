@@ -7,6 +7,7 @@ Who deploys to it knows it by connection only: the `mlops_ssh` and `mlops_vllm` 
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import socket
 import sys
 import uuid
@@ -169,6 +170,8 @@ def _prepare(site: Site, fabric: dict[str, Any], config: Path) -> None:
     ):
         if not (proxy / name).exists():  # the roll-outs write them from then on
             (proxy / name).write_text(content)
+    known = config.parent / "scratch" / Path(_ROOT).relative_to("/scratch") / "cache" / "vllm"
+    shutil.copytree(site.tools.vllm_image / "vllm-cache", known, dirs_exist_ok=True)
     rendered = config.with_name("haproxy.cfg")
     site.render("haproxy.cfg", {"proxy": _PROXY, "address": host.address, "port": _PORT}, rendered)
     key = _host_key(site)
