@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # name -> (module, what it measures). A module is imported only when its benchmark runs, so a peer that is not
 # installed here costs nobody else anything.
 REGISTRY: dict[str, tuple[str, str]] = {
+    "loop": ("benchmarks.loop", "a push to a training step, a drift to an answer: ours, empty tasks, stock Airflow"),
     "prompts": ("benchmarks.prompts", "drift of served prompts: false alarms, delay, microseconds per prompt"),
     "stack": ("benchmarks.stack", "the embedded stack: seconds to ready and memory, from nothing and again"),
 }
