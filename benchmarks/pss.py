@@ -9,6 +9,7 @@ would count a shared page once for each of them. Kernel memory, and files in tmp
 from __future__ import annotations
 
 import ctypes
+import signal
 import subprocess
 import sys
 import threading
@@ -129,6 +130,7 @@ def main(argv: list[str]) -> int:
     adopt_orphans()
     started = time.monotonic()
     process = subprocess.Popen(argv)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # who ends the measurement means the command
     with Sampler(pid=process.pid) as memory:
         try:
             status = process.wait()
