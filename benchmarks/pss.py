@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
     adopt_orphans()
     started = time.monotonic()
     process = subprocess.Popen(argv)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # who ends the measurement means the command
+    signal.signal(signal.SIGTERM, lambda _number, _frame: process.terminate())  # who ends this means the command
     with Sampler(pid=process.pid) as memory:
         try:
             status = process.wait()
