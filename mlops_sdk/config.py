@@ -7,15 +7,16 @@ the working directory), environment variables ``MLOPS_<GROUP>__<FIELD>``. `mlops
 from __future__ import annotations
 
 import os
-import tomllib
 import uuid
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from mlops_sdk.errors import SettingsError
+from mlops_sdk.invalid import wrong_fields
+from mlops_sdk.layered import LayeredSettings, read_toml
 
 DEFAULT_CONFIG = Path(".mlops/stacks/default/client.toml")
 
@@ -72,7 +73,7 @@ class LeaseSettings(_Group):
     poll_s: float = Field(default=2.0, gt=0)
 
 
-class Settings(BaseSettings):
+class Settings(LayeredSettings):
     """All settings of one deployment.
 
     Raises:
@@ -92,19 +93,6 @@ class Settings(BaseSettings):
     currency: str = "EUR"
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over file: the file's content arrives through the constructor."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
-
-    @classmethod
     def load(cls, path: Path | None = None) -> Settings:
         """Read the settings of this deployment.
 
@@ -115,12 +103,7 @@ class Settings(BaseSettings):
         explicit = path is not None or "MLOPS_CONFIG" in os.environ
         data: dict[str, Any] = {}
         if source.exists():
-            try:
-                data = tomllib.loads(source.read_text())
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise SettingsError(
-                    f"settings file {str(source)!r} is not TOML", seen=str(error), next_step="correct the file"
-                ) from error
+            data = read_toml(source, next_step="correct the file, or point MLOPS_CONFIG at another")
         elif explicit:
             raise SettingsError(
                 f"settings file {str(source)!r} does not exist",
@@ -129,9 +112,8 @@ class Settings(BaseSettings):
         try:
             return cls(**data)
         except ValidationError as error:
-            fields = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
             raise SettingsError(
                 f"settings from {str(source)!r} and MLOPS_* variables are incomplete or wrong",
-                seen=fields,
+                seen=wrong_fields(error),
                 next_step="set the named fields; `mlops doctor` checks them against the services",
             ) from None

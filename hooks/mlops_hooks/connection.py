@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 
 from mlops_hooks.forms import Form
 from mlops_sdk.errors import MlopsError, SettingsError
+from mlops_sdk.invalid import wrong_fields
 
 T = TypeVar("T")
 
@@ -72,6 +73,12 @@ class ConnectionHook(BaseHook, Generic[T]):
     conn_type: ClassVar[str]
     hook_name: ClassVar[str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What Airflow asks a hook's class for follows from its form."""
+        super().__init_subclass__(**kwargs)
+        cls.conn_type = cls.default_conn_name = cls.form.conn_type
+        cls.hook_name = cls.form.name
+
     def __init__(self, conn_id: str = "") -> None:
         super().__init__()
         self.conn_id = conn_id or self.default_conn_name
@@ -82,11 +89,11 @@ class ConnectionHook(BaseHook, Generic[T]):
         Raises:
             SettingsError: naming connection and field.
         """
-        return self.parse(read_fields(self.get_connection(self.conn_id), self.form))
+        return self._read(self.get_connection(self.conn_id))
 
     async def asettings(self) -> T:
         """As `settings`, for triggers: does not block the event loop."""
-        return self.parse(read_fields(await self.aget_connection(self.conn_id), self.form))
+        return self._read(await self.aget_connection(self.conn_id))
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service itself; the second value says in a sentence what came of it."""
@@ -98,7 +105,12 @@ class ConnectionHook(BaseHook, Generic[T]):
     @classmethod
     @abstractmethod
     def parse(cls, fields: Fields) -> T:
-        """Typed settings from checked fields. Pure."""
+        """Typed settings from checked fields. Pure.
+
+        Raises:
+            SettingsError: naming a field.
+            ValidationError: pydantic's own; whoever asks for the settings gets it as a `SettingsError`.
+        """
 
     @abstractmethod
     def ask(self) -> str:
@@ -107,6 +119,13 @@ class ConnectionHook(BaseHook, Generic[T]):
         Raises:
             MlopsError: it is not right, or the service does not answer.
         """
+
+    def _read(self, connection: Connection) -> T:
+        fields = read_fields(connection, self.form)
+        try:
+            return self.parse(fields)
+        except ValidationError as error:
+            raise validation_failed(self.conn_id, error) from None
 
 
 def read_fields(connection: Connection, form: Form) -> Fields:
@@ -140,10 +159,9 @@ def read_fields(connection: Connection, form: Form) -> Fields:
 
 def validation_failed(conn_id: str, error: ValidationError) -> SettingsError:
     """A pydantic error as ours: which field of which connection, never its value."""
-    fields = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
     return SettingsError(
         f"connection {conn_id!r} is incomplete or wrong",
-        seen=fields,
+        seen=wrong_fields(error),
         next_step="correct the fields in Airflow under Admin, Connections",
     )
 

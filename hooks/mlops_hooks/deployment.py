@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from mlops_hooks.connection import validation_failed
 from mlops_hooks.mlflow import MlflowHook
@@ -19,18 +18,7 @@ from mlops_sdk.keeper import Keeper
 class ConnectionSettings(Settings):
     """Settings that come from connections alone: `MLOPS_*` in a worker's environment does not count."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The constructor's arguments, nothing else."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
+    reads_environment: ClassVar[bool] = False
 
 
 class DeploymentHook:

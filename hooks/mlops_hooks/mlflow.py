@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
-from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
+from mlops_hooks.connection import ConnectionHook, Fields
 from mlops_hooks.forms import MLFLOW
 from mlops_sdk.config import MlflowSettings
 from mlops_sdk.errors import RegistryError
@@ -15,22 +13,16 @@ class MlflowHook(ConnectionHook[MlflowSettings]):
     """MLflow, with authentication on."""
 
     form = MLFLOW
-    conn_type = MLFLOW.conn_type
-    hook_name = MLFLOW.name
-    default_conn_name = "mlops_mlflow"
 
     @classmethod
     def parse(cls, fields: Fields) -> MlflowSettings:
         """See `ConnectionHook.parse`."""
-        try:
-            return MlflowSettings(
-                tracking_uri=fields.required("host"),
-                username=fields.login,
-                password=fields.password,
-                **fields.given("node_tracking_uri"),
-            )
-        except ValidationError as error:
-            raise validation_failed(fields.conn_id, error) from None
+        return MlflowSettings(
+            tracking_uri=fields.required("host"),
+            username=fields.login,
+            password=fields.password,
+            **fields.given("node_tracking_uri"),
+        )
 
     def get_conn(self) -> MlflowApi:
         """The server's REST API."""

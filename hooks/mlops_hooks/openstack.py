@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
-from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
+from mlops_hooks.connection import ConnectionHook, Fields
 from mlops_hooks.forms import OPENSTACK
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings
@@ -27,9 +27,6 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
     """OpenStack through Keystone."""
 
     form = OPENSTACK
-    conn_type = OPENSTACK.conn_type
-    hook_name = OPENSTACK.name
-    default_conn_name = "mlops_openstack"
 
     @classmethod
     def parse(cls, fields: Fields) -> OpenStackConfig:
@@ -37,16 +34,13 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
         login = fields.given(
             "region", "project_name", "user_domain_name", "project_domain_name", "application_credential_id"
         )
-        try:
-            keystone = KeystoneSettings(
-                auth_url=fields.required("host"),
-                username=fields.login,
-                password=fields.password,
-                application_credential_secret=fields.secret("application_credential_secret"),
-                **login,
-            )
-        except ValidationError as error:
-            raise validation_failed(fields.conn_id, error) from None
+        keystone = KeystoneSettings(
+            auth_url=fields.required("host"),
+            username=fields.login,
+            password=fields.password,
+            application_credential_secret=fields.secret("application_credential_secret"),
+            **login,
+        )
         return OpenStackConfig(
             keystone=keystone,
             broker_key=fields.secret("broker_secret"),

@@ -13,9 +13,6 @@ class SshHook(ConnectionHook[Host]):
     """SSH to a host whose key is pinned."""
 
     form = SSH
-    conn_type = SSH.conn_type
-    hook_name = SSH.name
-    default_conn_name = "mlops_ssh"
 
     @classmethod
     def parse(cls, fields: Fields) -> Host:

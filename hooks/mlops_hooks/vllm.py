@@ -9,9 +9,9 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from mlops_hooks.connection import ConnectionHook, Fields, validation_failed
+from mlops_hooks.connection import ConnectionHook, Fields
 from mlops_hooks.forms import VLLM
 from mlops_hooks.ssh import SshHook
 from mlops_sdk.errors import ServiceUnavailable
@@ -50,18 +50,12 @@ class VllmHook(ConnectionHook[VllmConfig]):
     """vLLM behind haproxy on an SSH host."""
 
     form = VLLM
-    conn_type = VLLM.conn_type
-    hook_name = VLLM.name
-    default_conn_name = "mlops_vllm"
 
     @classmethod
     def parse(cls, fields: Fields) -> VllmConfig:
         """See `ConnectionHook.parse`."""
         given = fields.given("ssh_conn_id", "root", "python", "haproxy_socket", "ports", "engine")
-        try:
-            return VllmConfig.model_validate({"base_url": fields.required("host").rstrip("/"), **given})
-        except ValidationError as error:
-            raise validation_failed(fields.conn_id, error) from None
+        return VllmConfig.model_validate({"base_url": fields.required("host").rstrip("/"), **given})
 
     def target(self) -> VllmTarget:
         """What a roll-out works on: this connection and the SSH connection that it names."""
@@ -86,7 +80,11 @@ class VllmHook(ConnectionHook[VllmConfig]):
         except urllib.error.HTTPError as error:
             if error.code == _NOTHING_BEHIND:
                 return f"the proxy at {url} answers; no model is served behind it yet"
-            raise ServiceUnavailable(f"{url!r} answered with an error", seen=f"{error.code} {error.reason}") from error
+            raise ServiceUnavailable(
+                f"{url!r} answered with an error",
+                seen=f"{error.code} {error.reason}",
+                next_step="see the logs of haproxy and vLLM on the serving host",
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ServiceUnavailable(
                 f"the proxy at {url!r} gave no usable answer",

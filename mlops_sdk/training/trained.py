@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlops_sdk.errors import RegistryError, SettingsError
+from mlops_sdk.invalid import wrong_fields
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.registry.lineage import CheckpointRecord, CostRecord, GitState, LeaseRecord, Lineage, NodeRecord
 from mlops_sdk.training.job import JobResult
@@ -145,10 +146,9 @@ def remember(run: Run, lease: Lease, wanted: TrainingOrder, done: JobResult) -> 
             }
         )
     except ValidationError as error:
-        missing = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
         raise RegistryError(
             f"program {wanted.program.module!r} has not reported what registration needs",
-            seen=missing,
+            seen=wrong_fields(error),
             next_step="report it on rank 0 with ctx.report_result; see mlops_pipelines.programs.code_lm.train",
         ) from None
     run.journal.append(EntryKind.OUTCOME, _ACTION, generation=run.generation, trained=trained.model_dump(mode="json"))

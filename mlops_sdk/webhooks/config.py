@@ -7,15 +7,16 @@ Read, later over earlier: defaults, the TOML file that ``MLOPS_WEBHOOK_CONFIG`` 
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from mlops_sdk.errors import SettingsError, SourceError
+from mlops_sdk.invalid import wrong_fields
+from mlops_sdk.layered import LayeredSettings, read_toml
 from mlops_sdk.source import check_clone_url
 from mlops_sdk.webhooks.routing import Route
 
@@ -33,7 +34,7 @@ class AirflowAccess(BaseModel):
     password: SecretStr
 
 
-class WebhookSettings(BaseSettings):
+class WebhookSettings(LayeredSettings):
     """What receiver, dispatcher and `mlops webhooks` share.
 
     Attributes:
@@ -74,19 +75,6 @@ class WebhookSettings(BaseSettings):
         return routes
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over file: the file's content arrives through the constructor."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
-
-    @classmethod
     def load(cls, path: Path | None = None) -> WebhookSettings:
         """Read the settings.
 
@@ -94,12 +82,11 @@ class WebhookSettings(BaseSettings):
             SettingsError: naming file and field; no value is repeated.
         """
         named = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-        data = _read(named) if named is not None else {}
+        data = read_toml(named, next_step=f"correct the file, or {CONFIG_VARIABLE}") if named is not None else {}
         try:
             return cls(**data)
         except ValidationError as error:
-            details = error.errors(include_url=False, include_context=False, include_input=False)
-            seen = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details)
+            seen = wrong_fields(error)
         except UnreadableVariable as error:
             seen = str(error)
         raise SettingsError(
@@ -119,17 +106,3 @@ class WebhookSettings(BaseSettings):
                 "the webhook receiver has no secret", next_step="set MLOPS_WEBHOOK_SECRETS to a JSON list of one or two"
             )
         return tuple(secret.get_secret_value().encode() for secret in self.secrets)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        seen = error.strerror or type(error).__name__
-    except ValueError:
-        seen = "it is not TOML"
-    raise SettingsError(
-        f"the webhook settings file {str(path)!r} cannot be read",
-        seen=seen,
-        next_step=f"correct the file, or {CONFIG_VARIABLE}",
-    )

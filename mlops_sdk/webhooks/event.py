@@ -9,6 +9,7 @@ from typing import Annotated, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlops_sdk.errors import Malformed
+from mlops_sdk.invalid import wrong_fields
 
 PUSH: Final = "push"
 PING: Final = "ping"
@@ -116,9 +117,7 @@ def _validated(model: type[_Payload], body: bytes, what: str) -> _Payload:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        seen = "; ".join(f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}" for item in details)
-    raise _malformed(what, seen)
+        raise _malformed(what, wrong_fields(error, whole="body")) from None
 
 
 def _malformed(what: str, seen: str) -> Malformed:

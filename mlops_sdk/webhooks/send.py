@@ -24,6 +24,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from mlops_sdk.errors import AccessDenied, MlopsError, RemoteError, ServiceUnavailable, SettingsError
+from mlops_sdk.invalid import wrong_fields
 from mlops_sdk.webhooks.event import PING, PUSH
 from mlops_sdk.webhooks.verify import HEADER, sign
 
@@ -56,8 +57,7 @@ class Receiver(BaseModel):
         except OSError as error:
             seen = error.strerror or type(error).__name__
         except ValidationError as error:
-            details = error.errors(include_url=False, include_input=False)
-            seen = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details)
+            seen = wrong_fields(error)
         raise SettingsError(
             f"the webhook configuration {str(path)!r} cannot be used", seen=seen, next_step="give url and secrets"
         )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from mlops_sdk.errors import SettingsError
+from mlops_sdk.invalid import wrong_fields
 
 _LEFT_OUT = {"default", "additionalProperties"}  # the second may refer to definitions that a lone field does not have
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -58,9 +59,10 @@ def parse_form(spec: type[Spec], values: Mapping[str, Any]) -> Spec:
     try:
         return spec.model_validate(nested)
     except ValidationError as error:
-        seen = "; ".join(f"{'_'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
         raise SettingsError(
-            f"the form of {spec.__name__} is not filled in right", seen=seen, next_step="correct the named fields"
+            f"the form of {spec.__name__} is not filled in right",
+            seen=wrong_fields(error, joined_by="_"),
+            next_step="correct the named fields",
         ) from None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlops_sdk.errors import SettingsError
+from mlops_sdk.invalid import wrong_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,8 +70,9 @@ class TrainArgs(BaseModel):
         try:
             return cls.model_validate(dict(args))
         except ValidationError as error:
-            seen = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
-            raise SettingsError("the program's arguments are wrong", seen=seen, next_step="correct them") from None
+            raise SettingsError(
+                "the program's arguments are wrong", seen=wrong_fields(error), next_step="correct the named arguments"
+            ) from None
 
 
 class Window(NamedTuple):
