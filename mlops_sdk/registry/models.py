@@ -7,6 +7,7 @@ A registration is one MLflow run and one model version, both found by the tags `
 from __future__ import annotations
 
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class MlflowRun:
     artifacts: str
     started_ms: int
 
+    def page(self, settings: MlflowSettings) -> str:
+        """Where a person looks at it."""
+        return f"{settings.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredModel:
@@ -50,6 +55,11 @@ class RegisteredModel:
     def uri(self) -> str:
         """As the mlflow package and its users write it."""
         return f"models:/{self.name}/{self.version}"
+
+    def page(self, settings: MlflowSettings) -> str:
+        """Where a person looks at it."""
+        name = urllib.parse.quote(self.name, safe="")
+        return f"{settings.tracking_uri.rstrip('/')}/#/models/{name}/versions/{self.version}"
 
 
 def ensure_run(

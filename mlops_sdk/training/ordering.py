@@ -60,7 +60,7 @@ def place_order(
         git=git,
         data_revision=data_revision,
         tracking_run_id=tracking.id,
-        tracking_url=f"{client.mlflow.tracking_uri}/#/experiments/{tracking.experiment_id}/runs/{tracking.id}",
+        tracking_url=tracking.page(client.mlflow),
     )
     order(run, wanted)
     return wanted

@@ -30,6 +30,15 @@ class MlflowRunLink(MlopsLink):
         return "MLflow run"
 
 
+class ModelVersionLink(MlopsLink):
+    """A registered version in MLflow; its page leads on to the MLflow run."""
+
+    @property
+    def name(self) -> str:
+        """On the button."""
+        return "Model version"
+
+
 class NodeLink(MlopsLink):
     """The first machine of a lease, in Ironic."""
 

@@ -10,7 +10,7 @@ from mlops_hooks.forms import FORMS
 _INTEGRATION = "OpenInfra MLOps"
 _OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift", "reports")
 _TRIGGERS = ("capacity", "training", "serving")
-_LINKS = ("MlflowRunLink", "NodeLink", "EndpointLink")
+_LINKS = ("MlflowRunLink", "ModelVersionLink", "NodeLink", "EndpointLink")
 _PRELOAD = {
     "description": "Modules that the scheduler imports at its start, so that tasks of LocalExecutor find them loaded. "
     "Set it in the scheduler's environment alone.",

@@ -9,6 +9,7 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from mlops_operators.base import MlopsOperator
+from mlops_operators.links import ModelVersionLink
 from mlops_sdk.registry.gate import GateBounds
 from mlops_sdk.registry.registration import admit_trained, register_trained, run_named
 
@@ -19,15 +20,16 @@ class RegisterModelOperator(MlopsOperator):
     Pushes back ``{"name", "version", "uri", "mlflow_run_id", "run"}``.
     """
 
+    operator_extra_links = (ModelVersionLink(),)
     ui_color = "#f3eef8"
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         """Register."""
-        del context
         with self.failures():
             client = self.hook.client()
             run = run_named(client, self.run_name)
             model = register_trained(client, run)
+        ModelVersionLink().show(context, model.page(client.mlflow))
         return {
             "name": model.name,
             "version": model.version,

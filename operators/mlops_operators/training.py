@@ -20,7 +20,7 @@ from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
 from mlops_sdk.training.ordering import place_order
 from mlops_sdk.training.program import ProgramSpec
-from mlops_sdk.training.trained import TrainingOrder, check_same, remembered
+from mlops_sdk.training.trained import TrainingOrder, check_same, ordered, remembered
 
 
 class TrainOperator(MlopsOperator):
@@ -69,6 +69,7 @@ class TrainOperator(MlopsOperator):
             trained = remembered(run)
             if trained is not None:
                 check_same(run, trained, model_name=self.model_name, program=program)
+                MlflowRunLink().show(context, ordered(run).tracking_url)
                 return summary(run, trained)
             order = self._order(client, run, program)
         MlflowRunLink().show(context, order.tracking_url)

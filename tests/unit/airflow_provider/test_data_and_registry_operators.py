@@ -20,6 +20,7 @@ from mlops_sdk.errors import GateRefused, ServiceUnavailable
 from mlops_sdk.registry.gate import GateBounds, decide
 from mlops_sdk.registry.models import RegisteredModel
 from mlops_sdk.testing.cloud import FakeCloud
+from support_airflow import Task
 
 TABLE = "mlops_pipelines.programs.code_lm.table"
 NAME = "retrain_lm/r1"
@@ -89,13 +90,16 @@ def test_what_is_registered_is_told_in_plain_values(cloud, monkeypatch):
     run = cloud.client().start_run(NAME)
     model = RegisteredModel(name="code-lm", version=3, mlflow_run_id="ab", source="mlflow-artifacts:/x")
     monkeypatch.setattr(registry_operators, "register_trained", lambda _client, _run: model)
-    assert RegisterModelOperator(task_id="t", run_name=NAME).execute({}) == {
+    task = Task(RegisterModelOperator(task_id="t", run_name=NAME))
+    assert task.operator.execute(task.context()) == {
         "name": "code-lm",
         "version": 3,
         "uri": "models:/code-lm/3",
         "mlflow_run_id": "ab",
         "run": run.key,
     }
+    address = f"{cloud.client().mlflow.tracking_uri}/#/models/code-lm/versions/3"
+    assert task.ti.pushed == {"_link_ModelVersionLink": address}
 
 
 def test_the_gates_bound_may_be_a_template_and_its_answers_are_final(cloud, monkeypatch):

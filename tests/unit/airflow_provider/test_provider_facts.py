@@ -87,7 +87,8 @@ def test_the_forms_show_every_extra_and_hide_the_secret_ones(manager):
 
 def test_links_are_registered(manager):
     ours = {name for name in manager.extra_links_class_names if name.startswith("mlops_")}
-    assert ours == {f"mlops_operators.links.{name}" for name in ("MlflowRunLink", "NodeLink", "EndpointLink")}
+    links = ("MlflowRunLink", "ModelVersionLink", "NodeLink", "EndpointLink")
+    assert ours == {f"mlops_operators.links.{name}" for name in links}
 
 
 def test_the_plugin_is_loaded_once():

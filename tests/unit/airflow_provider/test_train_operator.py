@@ -130,8 +130,10 @@ def test_it_trains_on_the_leased_machines_and_pushes_back_little(leased, job):
 def test_what_is_trained_is_not_trained_again(leased, job):
     task = train()
     first = task.run()
+    task.ti.pushed.clear()
     assert task.operator.execute(task.context()) == first
     assert len(job.calls) == 1
+    assert task.ti.pushed == {"_link_MlflowRunLink": "http://mlflow/#/run"}
     with pytest.raises(AirflowFailException, match="trained already, as something else"):
         train(program={**PROGRAM, "arguments": {"steps": 4}}).run()
 
