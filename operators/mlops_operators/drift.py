@@ -12,7 +12,7 @@ from mlops_hooks.vllm import VllmHook
 from mlops_operators.base import MlopsOperator
 from mlops_sdk.drift.detector import Bounds
 from mlops_sdk.drift.on_host import profiles_folder
-from mlops_sdk.drift.watch import Look
+from mlops_sdk.drift.watch import Look, Patience
 from mlops_sdk.drift.watcher import look, read_profiles
 
 
@@ -37,10 +37,17 @@ class DetectDriftOperator(MlopsOperator):
         model: Name of the registered model that is served. Not templated: it names the asset.
         vllm_conn_id: Of type ``mlops_vllm``; the host's own connection is named there. Templated.
         least_prompts: Distinct prompts that a verdict needs. Templated.
+        announce_again_after_s: A drift that still lasts so long after its event gets another one: the training that it
+            called for failed, was refused, or did not help. Longer than a turn takes. Templated.
         kwargs: Of `MlopsOperator`.
     """
 
-    template_fields: Collection[str] = (*MlopsOperator.template_fields, "vllm_conn_id", "least_prompts")
+    template_fields: Collection[str] = (
+        *MlopsOperator.template_fields,
+        "vllm_conn_id",
+        "least_prompts",
+        "announce_again_after_s",
+    )
     ui_color = "#f8e8e8"
 
     def __init__(
@@ -49,6 +56,7 @@ class DetectDriftOperator(MlopsOperator):
         model: str,
         vllm_conn_id: str = VllmHook.default_conn_name,
         least_prompts: int | str = Bounds().prompts,
+        announce_again_after_s: float | str = Patience().announce_again_after_s,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("outlets", [drift_asset(model)])
@@ -56,6 +64,7 @@ class DetectDriftOperator(MlopsOperator):
         self.model = model
         self.vllm_conn_id = vllm_conn_id
         self.least_prompts = least_prompts
+        self.announce_again_after_s = announce_again_after_s
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Look; an event if there is something to announce."""
@@ -73,4 +82,5 @@ class DetectDriftOperator(MlopsOperator):
         target = VllmHook(self.vllm_conn_id).target()
         reading = read_profiles(target.host, profiles_folder(target.root))
         bounds = Bounds(prompts=int(self.least_prompts))
-        return look(self.hook.client().store, self.model, reading, by=self.run_name, bounds=bounds)
+        patience = Patience(announce_again_after_s=float(self.announce_again_after_s))
+        return look(self.hook.client().store, self.model, reading, by=self.run_name, bounds=bounds, patience=patience)
