@@ -7,6 +7,7 @@ Read, later over earlier: defaults, the TOML file that ``MLOPS_WEBHOOK_CONFIG`` 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from mlops_sdk.errors import SettingsError, SourceError
 from mlops_sdk.invalid import wrong_fields
 from mlops_sdk.layered import LayeredSettings, read_toml
 from mlops_sdk.source import check_clone_url
+from mlops_sdk.webhooks.entry import Retention
 from mlops_sdk.webhooks.routing import Route
 
 CONFIG_VARIABLE: Final = "MLOPS_WEBHOOK_CONFIG"
@@ -42,6 +44,8 @@ class WebhookSettings(LayeredSettings):
         secrets: Those that sign deliveries: one, or two while one replaces the other.
         max_bytes: A larger body is refused before it is read.
         read_timeout_s: A body that takes longer to arrive is refused.
+        keep_ignored_days: How long an event that started nothing is remembered.
+        keep_pushes_days: How long a push that was started or failed is remembered (see `Retention`).
         routes: Repository full name -> what its pushes start.
         airflow: For the dispatcher only.
     """
@@ -54,6 +58,8 @@ class WebhookSettings(LayeredSettings):
     secrets: tuple[SecretStr, ...] = Field(default=(), max_length=2)
     max_bytes: int = Field(default=5 * 1024 * 1024, gt=0)
     read_timeout_s: float = Field(default=10.0, gt=0)
+    keep_ignored_days: float = Field(default=30.0, gt=0)
+    keep_pushes_days: float = Field(default=365.0, gt=0)
     routes: dict[str, Route] = Field(default_factory=dict[str, Route])
     airflow: AirflowAccess | None = None
 
@@ -94,6 +100,11 @@ class WebhookSettings(LayeredSettings):
             seen=seen,
             next_step=f"set the named fields in the environment or in the file that {CONFIG_VARIABLE} names",
         )
+
+    @property
+    def retention(self) -> Retention:
+        """How long the inbox remembers what is settled."""
+        return Retention(ignored=timedelta(days=self.keep_ignored_days), pushes=timedelta(days=self.keep_pushes_days))
 
     def live_secrets(self) -> tuple[bytes, ...]:
         """The secrets that are valid now, as the signature scheme takes them.

@@ -22,11 +22,12 @@ from mlops_sdk.airflow_rest import AirflowRest
 from mlops_sdk.errors import AccessDenied, MlopsError, ServiceUnavailable, SettingsError
 from mlops_sdk.json_lines import log_json_lines
 from mlops_sdk.webhooks.config import WebhookSettings
-from mlops_sdk.webhooks.entry import Entry
+from mlops_sdk.webhooks.entry import Entry, Retention
 from mlops_sdk.webhooks.inbox import Inbox
 from mlops_sdk.webhooks.routing import Route, conf_of, run_id_of
 
 _LOG = logging.getLogger("mlops_sdk.webhooks.dispatch")
+_FORGET_EVERY = timedelta(hours=1)
 
 
 class Starts(Protocol):
@@ -69,6 +70,7 @@ class Dispatcher:
         airflow: What starts runs.
         routes: Repository full name -> what its pushes start.
         pace: How fast.
+        retention: How long the inbox remembers what is settled; it is cleared of the rest once an hour.
         now: The time, for tests.
     """
 
@@ -79,14 +81,17 @@ class Dispatcher:
         routes: Mapping[str, Route],
         *,
         pace: Pace | None = None,
+        retention: Retention | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._inbox = inbox
         self._airflow = airflow
         self._routes = routes
         self._pace = pace or Pace()
+        self._retention = retention or Retention()
         self._now = now
         self._away = 0
+        self._forgot_at: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Start what waits, whenever it arrives, until told to stop."""
@@ -108,6 +113,7 @@ class Dispatcher:
             if not self._start(entry):
                 return self._pace.pause(self._away)
         self._away = 0
+        self._forget()
         next_due = self._inbox.next_due()
         return self._pace.longest_s if next_due is None else max(0.0, (next_due - self._now()).total_seconds())
 
@@ -147,6 +153,15 @@ class Dispatcher:
         self._inbox.tried(entry.arrival.key, str(error), due_at=again, refused=True)
         _say("Airflow refused", entry, level=logging.WARNING, error=str(error), refusals=entry.refusals + 1)
 
+    def _forget(self) -> None:
+        now = self._now()
+        if self._forgot_at is not None and now - self._forgot_at < _FORGET_EVERY:
+            return
+        self._forgot_at = now
+        gone = self._inbox.forget(self._retention)
+        if gone:
+            _LOG.info("forgot old events", extra={"data": {"events": gone}})
+
     def _rest(self, stop: threading.Event, pause: float, seen: object) -> None:
         """Wait for `pause` seconds; less when the inbox changes, unless Airflow is away."""
         looks = 0
@@ -176,7 +191,8 @@ def connect(settings: WebhookSettings) -> Dispatcher:
             next_step="set MLOPS_WEBHOOK_AIRFLOW to a JSON object with url, username and password",
         )
     airflow = AirflowRest(access.url, access.username, access.password)
-    return Dispatcher(Inbox(settings.inbox_url.get_secret_value()), airflow, settings.routes)
+    inbox = Inbox(settings.inbox_url.get_secret_value())
+    return Dispatcher(inbox, airflow, settings.routes, retention=settings.retention)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 
@@ -73,3 +73,17 @@ class Entry:
     due_at: datetime
     run_id: str
     settled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long what is settled is remembered, counted from its last delivery. What waits is never forgotten.
+
+    Attributes:
+        ignored: Events that started nothing.
+        pushes: Pushes that were started or failed. As long as one is remembered, no delivery of it starts anything;
+            after that only Airflow's own run of the same id is in the way.
+    """
+
+    ignored: timedelta = timedelta(days=30)
+    pushes: timedelta = timedelta(days=365)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_sdk.errors import MlopsError, ServiceUnavailable, SettingsError
-from mlops_sdk.webhooks.entry import Arrival, Entry, EntryState
+from mlops_sdk.webhooks.entry import Arrival, Entry, EntryState, Retention
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Select, Table
@@ -137,6 +137,20 @@ class Inbox:
                 self._table.update().where(self._table.c.key == key, stopped, push).values(**again)
             )
             return changed.rowcount > 0
+
+    def forget(self, retention: Retention) -> int:
+        """Remove what was settled, and not delivered again, for long; how many events that were."""
+        table, now = self._table, self._now()
+        settled = [EntryState.DISPATCHED.value, EntryState.FAILED.value]
+        old = [
+            (table.c.state == EntryState.IGNORED.value, now - retention.ignored),
+            (table.c.state.in_(settled), now - retention.pushes),
+        ]
+        with self._transaction() as connection:
+            return sum(
+                connection.execute(table.delete().where(which, table.c.last_seen_at < before.timestamp())).rowcount
+                for which, before in old
+            )
 
     def version(self) -> object:
         """Changes whenever another connection has written; cheap enough to ask for many times a second.

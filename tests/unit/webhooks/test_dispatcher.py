@@ -148,3 +148,16 @@ def test_it_notices_an_arrival_at_once_and_ends_when_told(tmp_path):
         stop.set()
         thread.join(5.0)
     assert not thread.is_alive()
+
+
+def test_old_events_are_forgotten_while_the_dispatcher_works_and_new_ones_start_as_before(world):
+    world.arrives("a" * 40)
+    world.dispatcher.dispatch()
+    world.later(364 * 86400.0)
+    assert world.states() == {"a": EntryState.DISPATCHED}
+    world.arrives("b" * 40)
+    world.later(2 * 86400.0)
+    assert world.states() == {"b": EntryState.DISPATCHED}
+    world.arrives("a" * 40)  # a delivery that somebody has recorded: Airflow still has its run
+    world.dispatcher.dispatch()
+    assert len(world.airflow.runs) == 2

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from mlops_sdk.errors import ServiceUnavailable, SettingsError
-from mlops_sdk.webhooks.entry import Arrival, EntryState
+from mlops_sdk.webhooks.entry import Arrival, EntryState, Retention
 from mlops_sdk.webhooks.inbox import Inbox
 
 
@@ -145,3 +145,29 @@ def test_a_database_that_cannot_be_used_is_one_clear_error(tmp_path):
 def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(SettingsError):
         Inbox(url)
+
+
+def test_what_is_settled_is_forgotten_after_its_time_and_what_waits_never(inbox, now):
+    inbox.store(arrival("other", ignored="not a push"))
+    inbox.store(arrival("started"))
+    inbox.dispatched("started", "run-1")
+    inbox.store(arrival("failed"))
+    inbox.failed("failed", "no such DAG")
+    inbox.store(arrival("waits"))
+    retention = Retention(ignored=timedelta(days=2), pushes=timedelta(days=9))
+
+    def left():
+        return sorted(entry.arrival.key for entry in inbox.entries())
+
+    now.at += timedelta(days=1)
+    assert inbox.forget(retention) == 0
+    now.at += timedelta(days=2)
+    assert inbox.forget(retention) == 1
+    assert left() == ["failed", "started", "waits"]
+    assert inbox.store(arrival("started", delivery="again")).duplicate  # from now on it is young again
+    now.at += timedelta(days=8)
+    assert inbox.forget(retention) == 1
+    assert left() == ["started", "waits"]
+    now.at += timedelta(days=9)
+    assert inbox.forget(retention) == 1
+    assert left() == ["waits"]
