@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.loop_chains import floor, ours, warm_up
+from benchmarks.loop_chains import floor, ours, stock, warm_up
 from benchmarks.loop_marks import breakdown, figures_of, table
 from benchmarks.loop_stage import stage
 from benchmarks.report import Goal, Report
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from benchmarks.loop_stage import Stage
     from benchmarks.report import Options
 
-CHAINS: Final[dict[str, Callable[[Stage], Round]]] = {"floor": floor, "ours": ours}
+CHAINS: Final[dict[str, Callable[[Stage], Round]]] = {"floor": floor, "ours": ours, "stock": stock}
 _GOALS: Final = {
     "excess_over_floor": Goal(op="<=", goal=0.2),
     "total_over_stock": Goal(op="<=", goal=0.5),

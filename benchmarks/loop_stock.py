@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,53 +30,39 @@ _PYTHON: Final = "/opt/image/bin/python"
 _SSH_OPTIONS: Final = ("BatchMode=yes", "LogLevel=ERROR", "ConnectTimeout=5")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What the tasks know of the deployment: Airflow's connections, read as any DAG reads them."""
+    """What a task knows of the deployment: Airflow's connections, each read when it is first needed."""
 
-    s3: S3Settings
-    mlflow: MlflowSettings
-    keystone: Mapping[str, str] = field(repr=False)
-    data_repository: str
-    serving: Mapping[str, Any] = field(repr=False)
-    serving_ssh: Mapping[str, str] = field(repr=False)
+    @cached_property
+    def s3(self) -> S3Settings:
+        """The bucket."""
+        found = _connection("mlops_s3")
+        login = {"access_key_id": found.login, "secret_access_key": found.password}
+        return S3Settings.model_validate({"endpoint": found.host, **login, **found.extra_dejson})
 
-    @classmethod
-    def read(cls) -> Access:
-        """From the connections. Inside a task."""
-        from airflow.sdk import Connection  # noqa: PLC0415 - only tasks have it
+    @cached_property
+    def mlflow(self) -> MlflowSettings:
+        """The tracking server."""
+        found = _connection("mlops_mlflow")
+        login = {"username": found.login, "password": found.password}
+        return MlflowSettings.model_validate({"tracking_uri": found.host, **login, **found.extra_dejson})
 
-        s3, mlflow = Connection.get("mlops_s3"), Connection.get("mlops_mlflow")
-        cloud, serving = Connection.get("mlops_openstack"), Connection.get("mlops_vllm")
-        login = Connection.get(str(serving.extra_dejson["ssh_conn_id"]))
-        return cls(
-            s3=S3Settings.model_validate(
-                {
-                    "endpoint": s3.host,
-                    "access_key_id": s3.login,
-                    "secret_access_key": s3.password,
-                    **s3.extra_dejson,
-                }
-            ),
-            mlflow=MlflowSettings.model_validate(
-                {
-                    "tracking_uri": mlflow.host,
-                    "username": mlflow.login,
-                    "password": mlflow.password,
-                    **mlflow.extra_dejson,
-                }
-            ),
-            keystone={
-                "auth_url": str(cloud.host),
-                "username": str(cloud.login),
-                "password": str(cloud.password),
-                "project_name": str(cloud.extra_dejson["project_name"]),
-                "region": str(cloud.extra_dejson["region"]),
-            },
-            data_repository=str(Connection.get("mlops_data").host),
-            serving={**serving.extra_dejson, "base_url": serving.host},
-            serving_ssh={"address": str(login.host), **login.extra_dejson},
-        )
+    @cached_property
+    def data_repository(self) -> str:
+        """DVC's repository."""
+        return str(_connection("mlops_data").host)
+
+    @cached_property
+    def serving(self) -> dict[str, Any]:
+        """Where vLLM runs."""
+        found = _connection("mlops_vllm")
+        return {**found.extra_dejson, "base_url": found.host}
+
+    @cached_property
+    def key(self) -> dict[str, str]:
+        """The deployment's SSH login: address of the serving host, private and host key."""
+        found = _connection("mlops_serve_1")
+        return {"address": str(found.host), **found.extra_dejson}
 
     def bucket(self) -> Any:
         """boto3's client."""
@@ -96,10 +82,17 @@ class Access:
         """The bare metal client of openstacksdk."""
         import openstack  # noqa: PLC0415 - takes a moment
 
-        auth = {key: value for key, value in self.keystone.items() if key != "region"}
+        found = _connection("mlops_openstack")
         return openstack.connect(
-            auth={**auth, "user_domain_name": "Default", "project_domain_name": "Default"},
-            region_name=self.keystone["region"],
+            auth={
+                "auth_url": found.host,
+                "username": found.login,
+                "password": found.password,
+                "project_name": found.extra_dejson["project_name"],
+                "user_domain_name": "Default",
+                "project_domain_name": "Default",
+            },
+            region_name=found.extra_dejson["region"],
             load_yaml_config=False,
             load_envvars=False,
         ).baremetal
@@ -113,7 +106,7 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes seconds
 
     try:
-        tags = dict(Access.read().tracking().get_model_version_by_alias(MODEL, "champion").tags)
+        tags = dict(Access().tracking().get_model_version_by_alias(MODEL, "champion").tags)
     except MlflowException:
         tags = {}
     return {
@@ -128,7 +121,7 @@ def validate_data() -> str:
     from mlops_pipelines.programs.code_lm.table import SUITE, rows  # noqa: PLC0415 - tasks only
     from mlops_sdk.data.gx import check  # noqa: PLC0415 - as above
 
-    access = Access.read()
+    access = Access()
     result = check(rows(LoopSpec().data.corpora), SUITE)
     key = f"stock/validations/{uuid.uuid4().hex}.json"
     access.bucket().put_object(Bucket=access.s3.bucket, Key=key, Body=json.dumps(result).encode())
@@ -143,7 +136,7 @@ def pin_data() -> dict[str, Any]:
     from mlops_sdk.data.prepared import build_folder  # noqa: PLC0415 - as above
     from mlops_sdk.data.versioning import pin  # noqa: PLC0415 - as above
 
-    access, data, cache = Access.read(), LoopSpec().data, _CACHE.expanduser()
+    access, data, cache = Access(), LoopSpec().data, _CACHE.expanduser()
     arguments: dict[str, Any] = {"kinds": list(data.corpora), "vocabulary": data.vocabulary}
     built = build(build_folder(cache, _BUILD, arguments), **arguments)
     pinned = pin(access.s3, access.data_repository, built, cache=cache / "dvc")
@@ -153,15 +146,15 @@ def pin_data() -> dict[str, Any]:
 # -- machine ---------------------------------------------------------------------------------------
 
 
-def allocate(run_id: str) -> str:
+def allocate(name: str) -> str:
     """Ask Ironic for a machine; the allocation's id."""
     wanted = LoopSpec().capacity.resource_class
-    return str(Access.read().baremetal().create_allocation(name=f"stock-{run_id}", resource_class=wanted).id)
+    return str(Access().baremetal().create_allocation(name=f"stock-{name}", resource_class=wanted).id)
 
 
 def allocated(allocation: str) -> bool:
     """Whether the machine is chosen."""
-    found = Access.read().baremetal().get_allocation(allocation)
+    found = Access().baremetal().get_allocation(allocation)
     if found.state == "error":
         raise MlopsError("no machine", seen=str(found.last_error))
     return found.state == "active"
@@ -169,18 +162,18 @@ def allocated(allocation: str) -> bool:
 
 def deploy_machine(allocation: str) -> dict[str, str]:
     """Deploy the machine with the deployment's SSH key; its id and address."""
-    access = Access.read()
+    access = Access()
     api = access.baremetal()
     node = api.get_node(api.get_allocation(allocation).node_id)
     with _key(access) as key:
-        public = subprocess.run(["ssh-keygen", "-y", "-f", key], check=True, capture_output=True, text=True).stdout
+        login = subprocess.run(["ssh-keygen", "-y", "-f", key], check=True, capture_output=True, text=True).stdout
+        host = Path(key).with_name("host")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host)], check=True)
+        private, public = host.read_text(), host.with_suffix(".pub").read_text()
     user_data = {
         "hostname": node.name,
-        "ssh_keys": {
-            "ed25519_private": access.serving_ssh["private_key"],
-            "ed25519_public": public.strip(),
-        },
-        "ssh_authorized_keys": [public.strip()],
+        "ssh_keys": {"ed25519_private": private, "ed25519_public": public},
+        "ssh_authorized_keys": [login.strip()],
     }
     drive = {"meta_data": {"uuid": node.id}, "user_data": "#cloud-config\n" + json.dumps(user_data)}
     api.set_node_provision_state(node, "active", config_drive=drive)
@@ -189,7 +182,7 @@ def deploy_machine(allocation: str) -> dict[str, str]:
 
 def deployed(node: Mapping[str, str]) -> bool:
     """Whether the machine is active and lets us in."""
-    access = Access.read()
+    access = Access()
     found = access.baremetal().get_node(node["id"])
     if found.provision_state not in {"deploying", "wait call-back", "active", "available"}:
         raise MlopsError("the machine failed", seen=f"{found.provision_state}: {found.last_error}")
@@ -198,12 +191,12 @@ def deployed(node: Mapping[str, str]) -> bool:
 
 def release(node: Mapping[str, str]) -> None:
     """Tear the machine down."""
-    Access.read().baremetal().set_node_provision_state(node["id"], "deleted")
+    Access().baremetal().set_node_provision_state(node["id"], "deleted")
 
 
 def released(node: Mapping[str, str]) -> bool:
     """Whether it is clean and free."""
-    return Access.read().baremetal().get_node(node["id"]).provision_state == "available"
+    return Access().baremetal().get_node(node["id"]).provision_state == "available"
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -219,7 +212,7 @@ def start_training(
     from mlops_sdk.training.bundle import put_bundle  # noqa: PLC0415 - as above
     from mlops_sdk.training.jobfile import FileRef, JobFile, Tracking  # noqa: PLC0415 - as above
 
-    access, spec = Access.read(), LoopSpec()
+    access, spec = Access(), LoopSpec()
     source = checkout(SourceRef(repository=turn["repository"], commit=turn["commit"]), default_cache())
     bundle = put_bundle(ObjectStore(access.bucket(), access.s3.bucket), source=source)
     client = access.tracking()
@@ -263,7 +256,7 @@ def _training_script(site: str) -> str:
 
 def trained(node: Mapping[str, str]) -> bool:
     """Whether torchrun has ended well."""
-    access = Access.read()
+    access = Access()
     said = (ssh(access, node["address"], f"cat {_JOB}/status 2>/dev/null || true") or "").strip()
     if said not in {"", "0"}:
         log = ssh(access, node["address"], f"tail -c 2000 {_JOB}/log", check=False)
@@ -278,7 +271,7 @@ def register(turn: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, 
     """The model and what is needed of its lineage into MLflow, with the mlflow package."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes seconds
 
-    access = Access.read()
+    access = Access()
     client, result = access.tracking(), _result(access, training["run"])
     with model_folder(access, result["model"]) as folder:
         client.log_artifacts(training["mlflow_run_id"], str(folder), "model")
@@ -304,7 +297,7 @@ def gate(registered: Mapping[str, Any]) -> None:
     """The same rule as the other chain's: not worse than the bound against the champion."""
     from mlops_sdk.registry.gate import GateBounds, decide  # noqa: PLC0415 - tasks only
 
-    result = _result(Access.read(), registered["run"])
+    result = _result(Access(), registered["run"])
     champion = result.get("champion_held_out", {})
     against = champion or result["baseline_held_out"]
     bounds = GateBounds(worse_by=LoopSpec().gate.worse_by)
@@ -329,6 +322,12 @@ def model_folder(access: Access, model: Mapping[str, str]) -> Generator[Path]:
         yield fetch_model(store, model["prefix"], Path(folder), sha256=model["manifest_sha256"]).folder
 
 
+def _connection(name: str) -> Any:
+    from airflow.sdk import Connection  # noqa: PLC0415 - only tasks have it
+
+    return Connection.get(name)
+
+
 # -- shared ----------------------------------------------------------------------------------------
 
 
@@ -337,7 +336,7 @@ def _key(access: Access) -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="stock-ssh-") as folder:
         path = Path(folder) / "key"
         path.touch(mode=0o600)
-        path.write_text(access.serving_ssh["private_key"])
+        path.write_text(access.key["private_key"])
         yield str(path)
 
 

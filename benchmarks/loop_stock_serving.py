@@ -39,13 +39,14 @@ while not any(line.split()[3:6:2] == [order["slot"], "2"] for line in tell(order
     if time.monotonic() > until:
         sys.exit("haproxy's check of the new server does not pass")
     time.sleep(0.1)
-tell(order["drain"])
+if order["drain"]:
+    tell(order["drain"])
 """
 
 
 def start_vllm(registered: Mapping[str, Any]) -> dict[str, str]:
     """Bring the model and start vLLM in the slot that is free; which that is."""
-    access = Access.read()
+    access = Access()
     target, version = _target(access), str(registered["version"])
     root = target.path("stock")
     old = (ssh(access, target.host.address, f"cat {root}/slot 2>/dev/null || true") or "").strip()
@@ -66,7 +67,7 @@ def start_vllm(registered: Mapping[str, Any]) -> dict[str, str]:
 
 def ready(started: Mapping[str, str]) -> bool:
     """Whether the new version gives a completion."""
-    access = Access.read()
+    access = Access()
     target = _target(access)
     body = {"model": f"{MODEL}@{started['version']}", "prompt": "The", "max_tokens": 4}
     url = f"http://127.0.0.1:{target.ports[started['slot']]}/v1/completions"
@@ -81,7 +82,7 @@ def ready(started: Mapping[str, str]) -> bool:
 
 def switch(started: Mapping[str, str]) -> None:
     """Users get the new version from here on; the old one is drained and ended."""
-    access = Access.read()
+    access = Access()
     target, slot, old = _target(access), started["slot"], started["old"]
     host, proxy, root = target.host.address, target.proxy_folder, target.path("stock")
     versions = {name: started["version"] if name == slot else "" for name in SLOTS}
@@ -97,7 +98,7 @@ def switch(started: Mapping[str, str]) -> None:
         "announce": [[known, unknown]],
         "ready": router.order(slot, router.Admin.READY),
         "look": router.LOOK[0],
-        "drain": router.order(old or next(name for name in SLOTS if name != slot), router.Admin.DRAIN),
+        "drain": router.order(old, router.Admin.DRAIN) if old else "",
     }
     run = shlex.join([target.python, "-I", "-S", "-", json.dumps(order)])
     ssh(access, host, f"{run} && echo {slot} > {root}/slot", stdin=_SWITCH.encode())
@@ -107,7 +108,7 @@ def switch(started: Mapping[str, str]) -> None:
 
 def crown(registered: Mapping[str, Any]) -> None:
     """It serves: it is the champion."""
-    Access.read().tracking().set_registered_model_alias(MODEL, "champion", str(registered["version"]))
+    Access().tracking().set_registered_model_alias(MODEL, "champion", str(registered["version"]))
 
 
 def end_script(target: VllmTarget) -> str:
@@ -119,7 +120,7 @@ def end_script(target: VllmTarget) -> str:
 def _target(access: Access) -> VllmTarget:
     from mlops_sdk.remote.ssh import Host  # noqa: PLC0415 - tasks only
 
-    login, serving = access.serving_ssh, access.serving
+    login, serving = access.key, access.serving
     return VllmTarget(
         host=Host(
             name="serve-1",
