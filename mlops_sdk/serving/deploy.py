@@ -100,7 +100,7 @@ async def withdraw(target: VllmTarget) -> None:
             await host.order("stop", slot, stdin={"grace_s": 1.0})
         while not all(slot.empty for slot in (await host.look()).values()):  # noqa: ASYNC110 - it is another computer
             await asyncio.sleep(Options().poll_s)
-        await host.order("prune")
+        await host.prune()
 
 
 class _RollOut:
@@ -160,7 +160,7 @@ class _RollOut:
             case Kind.SETTLE:
                 for name, other in slots.items():
                     await self._tell_proxy(slots, name, other.server.admin)
-                await self._host.order("prune")
+                await self._host.prune()
                 self._memory.settled = True
             case Kind.FAIL:
                 self._memory.failure = step.why

@@ -116,6 +116,10 @@ class ServingHost:
         ]
         return json.loads(await self._run(argv, stdin=json.dumps(stdin or {}).encode(), timeout_s=timeout_s))
 
+    async def prune(self) -> None:
+        """Remove models that no slot names, and counted prompts of versions that were served long ago."""
+        await self.order("prune", stdin={"keep_profiles_days": self.target.engine.keep_profiles_days})
+
     @asynccontextmanager
     async def alone(self, *, wait_s: float) -> AsyncGenerator[None]:
         """Within the block nobody else rolls out on this host. The lock ends with the connection, however that ends.
@@ -161,7 +165,11 @@ class ServingHost:
             ) from error
         said = _text(done.stderr).strip()[-500:]
         if done.exit_status == REFUSED:
-            raise ServingError(f"the serving host {self.target.host.name!r} refused", seen=said)
+            raise ServingError(
+                f"the serving host {self.target.host.name!r} refused",
+                seen=said,
+                next_step="correct what it says; a roll-out that is started again goes on",
+            )
         if done.exit_status != 0:
             raise RemoteCommandError(
                 f"running {argv[0]!r} on {self.target.host.name!r} failed",

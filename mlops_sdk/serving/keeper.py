@@ -6,14 +6,14 @@
     python -I keeper.py --root DIR stop SLOT        < {grace_s}         end it and forget it; returns at once
     python -I keeper.py --root DIR ask SLOT         < {model, prompt}   one real completion
     python -I keeper.py --root DIR proxy            < {socket, commands}
-    python -I keeper.py --root DIR prune                                remove models that no slot names
+    python -I keeper.py --root DIR prune            < {keep_profiles_days}   remove what no slot needs: see `_prune`
     python -I keeper.py --root DIR hold NAME                            a lock for as long as standard input is open
     python -I keeper.py --root DIR resume                               after a boot: every instance runs again
 
 Everything below DIR. An instance is `slots/<slot>/instance.json`: as long as the file is there, a process of its own
 (the slot's keeper, which outlives the login that started it) starts it again whenever it ends, after a pause that
 doubles. Every order may be given twice. Replies are one JSON object on standard output; a refusal is exit status 3 and
-a sentence on standard error. Standard library only, Linux only.
+a sentence on standard error. Standard library only, Linux only; one file, because it is sent to the host as it is.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _TICK_S = 0.2
 _TIMEOUT_S = 30.0
 _CHUNK = 1 << 20
 _TAIL = 4000
+_DAY_S = 86400.0
 
 
 class Refused(Exception):
@@ -138,13 +139,18 @@ def _fetch_file(file: dict[str, Any], path: Path) -> int:
 
 
 def _prune(root: Path, _name: str) -> dict[str, Any]:
-    used = {str(_read(path).get("folder", "")) for path in (root / "slots").glob("*/instance.json")}
-    removed: list[str] = []
-    for folder in (root / "models").glob("*"):
-        if folder.is_dir() and str(folder) not in used:
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder.name)
-    return {"removed": sorted(removed)}
+    """Remove models that no slot names, and counted prompts of versions that nothing has served for so many days."""
+    before = time.time() - float(_stdin().get("keep_profiles_days", 30.0)) * _DAY_S
+    instances = [_read(path) for path in (root / "slots").glob("*/instance.json")]
+    models = {str(instance.get("folder", "")) for instance in instances}
+    versions = {str(instance.get("version", "")) for instance in instances}
+    unused = [
+        *(folder for folder in _folders(root / "models") if str(folder) not in models),
+        *(f for f in _folders(root / "profiles") if f.name not in versions and _changed_at(f) < before),
+    ]
+    for folder in unused:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"removed": sorted(folder.name for folder in unused)}
 
 
 # -- instances -------------------------------------------------------------------------------------
@@ -427,6 +433,15 @@ def _stdin() -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [folder for folder in parent.glob("*") if folder.is_dir()]
+
+
+def _changed_at(folder: Path) -> float:
+    """When something in it was last written: a folder's own time is that of its last new name."""
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def _tail(path: Path) -> str:

@@ -25,6 +25,7 @@ class Engine(BaseModel):
         one_process: Run the model in the engine's process instead of one more (a CPU host with one worker).
         enforce_eager: Neither compile nor capture graphs.
         shutdown_timeout_s: For requests in flight, after SIGTERM.
+        keep_profiles_days: How long the counted prompts of a version stay on the host after it has served.
         arguments: More of vLLM's command line.
         environment: More of its environment. No secrets.
     """
@@ -39,6 +40,7 @@ class Engine(BaseModel):
     one_process: bool = False
     enforce_eager: bool = False
     shutdown_timeout_s: int = Field(default=60, ge=0)
+    keep_profiles_days: float = Field(default=30.0, gt=0)
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = Field(default_factory=dict[str, str])
 

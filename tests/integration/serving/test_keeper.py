@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,19 @@ def test_a_proxy_or_instance_that_is_away_is_told_in_words(host: Host):
     assert "refused" in host.order("ask", "blue", stdin={"model": "lm@1", "prompt": "x"})["seen"]
     with pytest.raises(AssertionError, match=r"haproxy does not answer at /nowhere/admin\.sock"):
         host.order("proxy", stdin={"socket": "/nowhere/admin.sock", "commands": ["show info"]})
+
+
+def test_counted_prompts_are_kept_while_their_version_serves_and_some_time_after(host: Host):
+    host.start("2")
+    for version, days in {"1": 40, "2": 40, "3": 10}.items():
+        profile = host.root / "profiles" / version / f"{version}-77-ab.json"
+        profile.parent.mkdir(parents=True)
+        profile.write_text("{}")
+        long_ago = time.time() - days * 86400
+        os.utime(profile, (long_ago, long_ago))
+        os.utime(profile.parent, (long_ago, long_ago))
+    assert host.order("prune", stdin={"keep_profiles_days": 30}) == {"removed": ["1"]}
+    assert sorted(folder.name for folder in (host.root / "profiles").iterdir()) == ["2", "3"]
+    recent = host.root / "profiles" / "3" / "3-78-ac.json"
+    recent.write_text("{}")  # a process that still counts rewrites its file
+    assert host.order("prune", stdin={"keep_profiles_days": 5}) == {"removed": []}
