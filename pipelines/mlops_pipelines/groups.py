@@ -49,6 +49,17 @@ def turn_of_the_loop(model: str, *, data_repository: str) -> None:
     tests = RunTestsOperator(
         task_id="run_tests", repository=plan["repository"], commit=plan["commit"], paths=PROGRAM_TESTS, **_TRY_AGAIN
     )
+    pin = _data(plan, data_repository)
+    provision, train = _machines(plan, model, code=tests.output, data=pin.output)
+    register = RegisterModelOperator(task_id="register", **_TRY_AGAIN)
+    gate = GateOperator(task_id="gate", worse_by=plan["worse_by"], **_TRY_AGAIN)
+    deploy = DeployOperator(task_id="deploy", reference=f"{_PROGRAM}.prompts:prompt_reference", **_TRY_AGAIN)
+    chain([tests, pin], provision)
+    chain(train, register, gate, deploy)
+
+
+def _data(plan: Any, repository: str) -> PinDataOperator:
+    """Validate, then pin; the last task."""
     with TaskGroup("data", prefix_group_id=False):
         validate = ValidateDataOperator(
             task_id="validate_data",
@@ -60,13 +71,16 @@ def turn_of_the_loop(model: str, *, data_repository: str) -> None:
         pin = PinDataOperator(
             task_id="pin_data",
             build=f"{_PROGRAM}.corpus:build",
-            repository=data_repository,
+            repository=repository,
             arguments=plan["data"],
             **_TRY_AGAIN,
         )
         chain(validate, pin)
-    code: Any = tests.output
-    data: Any = pin.output
+    return pin
+
+
+def _machines(plan: Any, model: str, *, code: Any, data: Any) -> tuple[ProvisionOperator, TrainOperator]:
+    """Lease, train, give back; the first and the training task."""
     with TaskGroup("machines", prefix_group_id=False):
         provision = ProvisionOperator(
             task_id="provision",
@@ -78,20 +92,11 @@ def turn_of_the_loop(model: str, *, data_repository: str) -> None:
             **_TRY_AGAIN,
         ).as_setup()
         train = TrainOperator(
-            task_id="train",
-            model_name=model,
-            program=plan["program"],
-            code=code,
-            data=data,
-            **_TRY_AGAIN,
+            task_id="train", model_name=model, program=plan["program"], code=code, data=data, **_TRY_AGAIN
         )
         release = ReleaseOperator(task_id="release", **_TRY_AGAIN).as_teardown(setups=provision)
         chain(provision, train, release)
-    register = RegisterModelOperator(task_id="register", **_TRY_AGAIN)
-    gate = GateOperator(task_id="gate", worse_by=plan["worse_by"], **_TRY_AGAIN)
-    deploy = DeployOperator(task_id="deploy", reference=f"{_PROGRAM}.prompts:prompt_reference", **_TRY_AGAIN)
-    chain([tests, pin], provision)
-    chain(train, register, gate, deploy)
+    return provision, train
 
 
 @task(multiple_outputs=True, retries=3, retry_delay=timedelta(seconds=5))
