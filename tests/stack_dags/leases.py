@@ -10,8 +10,13 @@ from airflow.sdk import Param, dag
 from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.training import TrainOperator
 
-AGAIN: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=1)}
+COMMON: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=1),
+    "openstack_conn_id": "{{ params.openstack }}",
+}
 PARAMS = {
+    "openstack": Param("mlops_openstack", type="string"),
     "nodes": Param(1, type="integer"),
     "wait_s": Param(5, type="number"),
     "program": Param({}, type="object"),
@@ -27,7 +32,7 @@ def leases() -> None:
         nodes="{{ params.nodes }}",
         resource_class="gpu.h200.8x",
         wait_s="{{ params.wait_s }}",
-        **AGAIN,
+        **COMMON,
     ).as_setup()
     train = TrainOperator(
         task_id="train",
@@ -35,9 +40,9 @@ def leases() -> None:
         program="{{ params.program }}",
         code="{{ params.code }}",
         data="{{ params.data }}",
-        **AGAIN,
+        **COMMON,
     )
-    release = ReleaseOperator(task_id="release", **AGAIN).as_teardown(setups=provision)
+    release = ReleaseOperator(task_id="release", **COMMON).as_teardown(setups=provision)
     provision >> train >> release
 
 
