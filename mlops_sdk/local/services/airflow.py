@@ -41,6 +41,9 @@ _PRELOAD: Final = "mlops_pipelines.groups,great_expectations,keystoneauth1.sessi
 _BUNDLE: Final = "airflow.dag_processing.bundles.local.LocalDagBundle"
 _HEALTH_TIMEOUT_S: Final = 3.0
 _BUSY_S: Final = 60  # how long a writer waits for another; with SQLite's own 5 s, a slow moment becomes an error
+# The api-server writes down who did what in its event loop: while that waits, no other request ends, not even the one
+# that holds the database. So it waits for less than anybody's heartbeat; that one request fails then.
+_API_BUSY_S: Final = 10
 
 Connections = Mapping[str, Mapping[str, Any]]
 
@@ -90,7 +93,7 @@ def airflow_services(
             needs=(DATABASE,),
             heavy=True,
             address=site.url("airflow"),
-            command=lambda: airflow.command("api-server", env=api_environment),
+            command=lambda: airflow.command("api-server", env={**airflow.less_patient(), **api_environment}),
             probe=lambda: answers_http(site.addresses.airflow, "/api/v2/monitor/health"),
             finish=airflow.finish_api,
             start_timeout_s=180.0,
@@ -134,6 +137,11 @@ class _Airflow:
     def command(self, *arguments: str, env: Mapping[str, str] | None = None) -> Command:
         return Command(argv=(sys.executable, "-m", "airflow", *arguments), env={**self._env(), **(env or {})})
 
+    def less_patient(self) -> dict[str, str]:
+        """The environment of a component that waits for the database only shortly; one on PostgreSQL waits for rows."""
+        ours = not self._options.database_url
+        return {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._sqlite_url(_API_BUSY_S)} if ours else {}
+
     def prepare(self) -> None:
         """Configuration, database and connections; quick when they are as they were left."""
         self._root.mkdir(mode=0o700, exist_ok=True)
@@ -169,6 +177,9 @@ class _Airflow:
     def _env(self) -> dict[str, str]:
         return {"AIRFLOW_HOME": str(self._root), "GX_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "1"}
 
+    def _sqlite_url(self, busy_s: int) -> str:
+        return f"sqlite:///{self._sqlite}?timeout={busy_s}"
+
     def _write_config(self) -> None:
         secrets = self._site.secrets
         folders = {"mlops": self._site.tools.home / "dags"}
@@ -180,7 +191,7 @@ class _Airflow:
             "logs": self._site.layout.state_dir / "logs" / "airflow",
             "url": self._site.url("airflow"),
             "port": self._site.addresses.airflow,
-            "database_url": self._options.database_url or f"sqlite:///{self._sqlite}?timeout={_BUSY_S}",
+            "database_url": self._options.database_url or self._sqlite_url(_BUSY_S),
             "fernet_key": secrets.airflow_fernet,
             "api_secret": secrets.airflow_api,
             "jwt_secret": secrets.airflow_jwt,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 from mlops_sdk.airflow_rest import AirflowRest
-from mlops_sdk.errors import AccessDenied
-from mlops_sdk.local import control
+from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 from mlops_sdk.local.isolation import members
 from support import eventually
+from support_turns import processes_of, service
 
 pytestmark = pytest.mark.stack
 
@@ -148,27 +151,19 @@ def test_a_task_whose_worker_is_killed_is_missed_and_runs_again(airflow: Any, st
 
 
 @pytest.mark.slow
+def test_a_locked_database_stops_the_api_server_for_seconds_only(airflow: Any, stack: Any) -> None:
+    with closing(sqlite3.connect(stack.state_dir / "airflow" / "airflow.db", timeout=30, isolation_level=None)) as held:
+        held.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(ServiceUnavailable):
+            airflow.rest.pause("waits")
+        assert time.monotonic() - began < 25  # a task that is not heard of for 40 s is given up
+    assert airflow.run("waits")["state"] == "success"
+
+
+@pytest.mark.slow
 def test_a_chain_of_ten_empty_tasks_takes_seconds(airflow: Any) -> None:
     airflow.run("chain_of_ten")  # the first one meets what the api-server builds at first use
     run = airflow.run("chain_of_ten")
     assert run["state"] == "success"
     assert run["duration"] < 12
-
-
-def processes_of(stack: Any, task_instance: str) -> dict[str, int]:
-    """The process in which a task runs, and the scheduler's worker that runs it: both have its id as their title."""
-    found: dict[str, int] = {}
-
-    def both() -> bool:
-        for pid in members(service(stack, "airflow-scheduler").pid):
-            title = Path(f"/proc/{pid}/cmdline").read_text().strip("\0 ")
-            if title.endswith(task_instance):
-                found["worker" if "LocalExecutor" in title else "task"] = pid
-        return len(found) == 2
-
-    eventually(both, within_s=10, what="the task's processes")
-    return found
-
-
-def service(stack: Any, name: str) -> control.ServiceStatus:
-    return next(s for s in control.status(stack.layout).services if s.name == name)
