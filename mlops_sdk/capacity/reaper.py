@@ -8,7 +8,6 @@ renewal time + one period + cleaning. It touches nothing that carries no marker 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -30,9 +29,9 @@ from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.credential import Alive, CredentialBroker, StoredCredential, why_dead
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
-from mlops_sdk.json_lines import log_json_lines
 from mlops_sdk.names import ResourceName, parse_resource_name
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.supervised import run_until_stopped
 
 _LOG = logging.getLogger("mlops.reaper")
 _MAX_BACKOFF_S = 60.0
@@ -306,24 +305,7 @@ class Reaper:
 def main(argv: list[str] | None = None, *, connect: Callable[[Settings], Reaper] = Reaper.connect) -> int:
     """Run until SIGTERM or SIGINT. Settings as everywhere: ``MLOPS_CONFIG`` names the file."""
     del argv
-    log_json_lines(_LOG)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, partial(_stop, stop))
-    try:
-        settings = Settings.load()
-    except MlopsError as error:
-        _LOG.error("cannot start", extra={"data": {"error": str(error)}})
-        return 1
-    _LOG.info("started", extra={"data": {"period_s": settings.lease.reaper_period_s}})
-    connect(settings).run(stop)
-    _LOG.info("stopped")
-    return 0
-
-
-def _stop(stop: threading.Event, number: int, frame: object) -> None:
-    del number, frame
-    stop.set()
+    return run_until_stopped(_LOG, lambda: connect(Settings.load()).run)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,16 @@ that was not noted meets its own run. Several dispatchers may work on one inbox 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Protocol
 
 from mlops_sdk.airflow_rest import AirflowRest
 from mlops_sdk.errors import AccessDenied, MlopsError, ServiceUnavailable, SettingsError
-from mlops_sdk.json_lines import log_json_lines
+from mlops_sdk.supervised import run_until_stopped
 from mlops_sdk.webhooks.config import WebhookSettings
 from mlops_sdk.webhooks.entry import Entry, Retention
 from mlops_sdk.webhooks.inbox import Inbox
@@ -197,24 +195,7 @@ def connect(settings: WebhookSettings) -> Dispatcher:
 
 def main() -> int:
     """Run until SIGTERM or SIGINT. Settings as `mlops_sdk.webhooks.config` says."""
-    log_json_lines(_LOG)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, partial(_stop, stop))
-    try:
-        dispatcher = connect(WebhookSettings.load())
-    except MlopsError as error:
-        _LOG.error("cannot start", extra={"data": {"error": str(error)}})
-        return 1
-    _LOG.info("started")
-    dispatcher.run(stop)
-    _LOG.info("stopped")
-    return 0
-
-
-def _stop(stop: threading.Event, number: int, frame: object) -> None:
-    del number, frame
-    stop.set()
+    return run_until_stopped(_LOG, lambda: connect(WebhookSettings.load()).run)
 
 
 if __name__ == "__main__":
