@@ -193,7 +193,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What one serving process counted since it started, or several together.
+    """What one serving process counted since it started.
 
     Attributes:
         model_version: Of the model that answered.
@@ -253,35 +253,6 @@ class Profile:
             first_at=_moment(data["first_at"], "first_at") if data.get("first_at") else None,
             last_at=_moment(data["last_at"], "last_at") if data.get("last_at") else None,
         )
-
-
-def merge(profiles: Sequence[Profile]) -> Profile:
-    """Several processes that serve one model version, as if they were one. The order does not matter.
-
-    Raises:
-        ProfileMismatch: there is none, or they are of different model versions or references.
-    """
-    if len({(p.model_version, p.reference) for p in profiles}) != 1:
-        raise ProfileMismatch(
-            "only profiles of one model version and one reference can be merged",
-            seen=", ".join(sorted({f"{p.model_version} over {p.reference[:12]}" for p in profiles})) or "no profile",
-            next_step="group them by model version first",
-        )
-    first, *others = sorted(profiles, key=lambda p: p.instance)
-    merged = first
-    for other in others:
-        skipped = {k: merged.skipped.get(k, 0) + other.skipped.get(k, 0) for k in {*merged.skipped, *other.skipped}}
-        merged = replace(
-            merged,
-            instance=f"{merged.instance}+{other.instance}",
-            counts=merged.counts.plus(other.counts),
-            repeats=merged.repeats + other.repeats,
-            skipped=skipped,
-            started_at=min(merged.started_at, other.started_at),
-            first_at=min((t for t in (merged.first_at, other.first_at) if t), default=None),
-            last_at=max((t for t in (merged.last_at, other.last_at) if t), default=None),
-        )
-    return merged
 
 
 def build_reference(prompts: Mapping[str, Sequence[str]], *, trained: Sequence[str]) -> Reference:
