@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import stamina
 from pydantic import SecretStr
 
 from benchmarks.loop_workload import DAGS, MODEL, REPOSITORIES
@@ -93,7 +95,7 @@ class Stage:
         """
         dag = DAGS[chain]
         self._wait_for(lambda: run_id in self._runs(chain), f"run {run_id}")
-        run = self.airflow.wait_for_run(dag, run_id, timeout_s=_RUN_TIMEOUT_S, every_s=0.5)
+        run = self.airflow.wait_for_run(dag, run_id, timeout_s=_RUN_TIMEOUT_S, every_s=0.5, patient=True)
         if run["state"] != "success":
             states = {task["task_id"]: task["state"] for task in self.airflow.tasks(dag, run_id)}
             failed = next((task for task, state in states.items() if state == "failed"), "")
@@ -114,11 +116,18 @@ class Stage:
 
     def _wait_for(self, what: Callable[[], Any], name: str, *, timeout_s: float = 60.0) -> Any:
         deadline = time.monotonic() + timeout_s
-        while not (found := what()):
+        while not (found := self._patiently(what)):
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"{name} did not appear within {timeout_s:.0f} s", next_step="see Airflow")
             time.sleep(_LOOK_S)
         return found
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Airflow that has just started is busy with its database, and refuses then; ask again."""
+        for trying in stamina.retry_context(on=ServiceUnavailable, attempts=5, timeout=None, wait_initial=0.5):
+            with trying:
+                return call()
+        raise RuntimeError("stamina ended without a result or an error")
 
     def open(self) -> None:
         """Wait until Airflow knows the chains' DAGs, and keep those of the project from working beside them."""
@@ -127,9 +136,9 @@ class Stage:
             lambda: wanted <= {str(dag["dag_id"]) for dag in self.airflow.dags()}, f"{sorted(wanted)}", timeout_s=90.0
         )
         for dag in _OTHER_DAGS:
-            self.airflow.pause(dag)
+            self._patiently(partial(self.airflow.pause, dag))
         for dag in DAGS.values():
-            self.airflow.unpause(dag)
+            self._patiently(partial(self.airflow.unpause, dag))
 
 
 @contextmanager
