@@ -85,7 +85,7 @@ class Cloud:
         ):
             with attempt:
                 return once()
-        raise ServiceUnavailable(f"{service} {method} {path} was never sent")  # pragma: no cover - attempts >= 1
+        raise RuntimeError("stamina ended without a result or an error")  # pragma: no cover - attempts >= 1
 
     def now(self) -> datetime | None:
         """The time by Ironic's clock (`Date` of its last reply), advanced by our monotonic clock; None before any.

@@ -46,7 +46,7 @@ class Fields:
         return {name: self.extra[name] for name in names if name in self.extra}
 
     def required(self, name: str) -> str:
-        """An extra, or host, login or port, that must be there.
+        """An extra, or host or login, that must be there.
 
         Raises:
             SettingsError: it is empty.

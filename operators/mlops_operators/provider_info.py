@@ -30,7 +30,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "openinfra-mlops",
         "name": _INTEGRATION,
-        "description": "Lease OpenStack capacity, train, checkpoint, register and give everything back.",
+        "description": "Lease OpenStack capacity, train, give it back; register, gate, serve, and watch for drift.",
         "integrations": [
             {
                 "integration-name": _INTEGRATION,
