@@ -41,9 +41,7 @@ def admit_trained(client: Client, run: Run, bounds: GateBounds) -> Verdict:
         ServiceUnavailable: S3 or MLflow gives no answer.
     """
     trained = trained_by(run)
-    version = find_version(client.mlflow, trained.model_name, run.id, trained.generation)
-    if version is None:
-        raise RegistryError(f"run {run.key!r} has not registered a model", next_step="register it before the gate")
+    version = registered_by(client, run)
     try:
         verdict = admit(client.mlflow, candidate_of(trained, version), bounds)
     except GateRefused as refusal:
@@ -76,6 +74,21 @@ def run_named(client: Client, name: str) -> Run:
     if run is None:
         raise RegistryError(f"there is no run {name!r}", next_step="train before registering")
     return run
+
+
+def registered_by(client: Client, run: Run) -> RegisteredModel:
+    """The model version that a run has registered.
+
+    Raises:
+        RegistryError: it has registered none.
+    """
+    trained = trained_by(run)
+    version = find_version(client.mlflow, trained.model_name, run.id, trained.generation)
+    if version is None:
+        raise RegistryError(
+            f"run {run.key!r} has not registered a model", next_step="register it before the gate and the roll-out"
+        )
+    return version
 
 
 def trained_by(run: Run) -> Trained:

@@ -9,14 +9,14 @@ from mlops_sdk.client import Client
 from mlops_sdk.drift.on_host import prompt_profiler
 from mlops_sdk.drift.profile import Reference
 from mlops_sdk.drift.store import get_reference, put_reference
-from mlops_sdk.errors import RegistryError
 from mlops_sdk.journal import EntryKind
-from mlops_sdk.registry.champion import set_champion
-from mlops_sdk.registry.models import find_version
-from mlops_sdk.registry.registration import trained_by
+from mlops_sdk.registry.champion import set_champion, tag_version
+from mlops_sdk.registry.registration import registered_by, trained_by
 from mlops_sdk.run import Run
 from mlops_sdk.serving.deploy import OnStep, Options, roll_out
 from mlops_sdk.serving.target import Deployed, ServedModel, VllmTarget
+
+REFERENCE_TAG = "mlops.prompt_reference"
 
 
 def registered_model(client: Client, run: Run) -> ServedModel:
@@ -25,10 +25,7 @@ def registered_model(client: Client, run: Run) -> ServedModel:
     Raises:
         RegistryError: it has registered none.
     """
-    trained = trained_by(run)
-    version = find_version(client.mlflow, trained.model_name, run.id, trained.generation)
-    if version is None:
-        raise RegistryError(f"run {run.key!r} has not registered a model", next_step="register it before it is served")
+    trained, version = trained_by(run), registered_by(client, run)
     return ServedModel(
         name=version.name,
         version=str(version.version),
@@ -38,8 +35,23 @@ def registered_model(client: Client, run: Run) -> ServedModel:
 
 
 def keep_reference(client: Client, run: Run, reference: Callable[[Iterable[str]], Reference]) -> str:
-    """Make and store what is normal for the prompts of a run's model; returns its hash. `reference` gets the kinds."""
-    return put_reference(client.store, reference(sorted(trained_by(run).held_out)))
+    """Make and store what is normal for the prompts of a run's model, and say on its version which one that is.
+
+    Args:
+        client: The deployment.
+        run: Whose model.
+        reference: Makes it from the kinds of text that the model was trained on.
+
+    Returns:
+        The reference's hash, on the version in MLflow as the tag ``mlops.prompt_reference``.
+
+    Raises:
+        RegistryError: the run has registered no model.
+    """
+    kinds, version = sorted(trained_by(run).held_out), registered_by(client, run)
+    sha256 = put_reference(client.store, reference(kinds))
+    tag_version(client.mlflow, version.name, version.version, {REFERENCE_TAG: sha256})
+    return sha256
 
 
 async def deploy_registered(
