@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
@@ -224,13 +224,8 @@ class AirflowRest:
                 return None
             if refused.status != HTTPStatus.UNAUTHORIZED or fresh:
                 raise refused.as_error() from refused
-        self._log_in()
-        try:
-            return self._send(method, path, body)
-        except _Refused as refused:
-            if refused.status in fine:
-                return None
-            raise refused.as_error() from refused
+        self._token = SecretStr("")  # it has expired
+        return self._call(method, path, body, fine=fine)
 
     def _log_in(self) -> None:
         self._token = SecretStr("")
@@ -314,7 +309,7 @@ def _log_line(event: Any) -> str:
     """A line of a task log; Airflow stores it structured."""
     if not isinstance(event, Mapping):
         return str(event)
-    known = {str(key): value for key, value in event.items()}  # pyright: ignore - JSON
+    known = cast("Mapping[str, Any]", event)
     rest = {k: v for k, v in known.items() if k not in _LEFT_OUT_OF_LOGS}
     raised = [f"{cause['exc_type']}: {cause['exc_value']}" for cause in known.get("error_detail") or []]
     parts = [known.get("timestamp"), known.get("level"), known.get("event"), " < ".join(raised), rest]
