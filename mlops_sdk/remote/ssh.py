@@ -12,6 +12,7 @@ import logging
 import shlex
 import time
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +139,9 @@ async def connect(host: Host, *, timeout_s: float) -> Connection:
 
 
 def run_once(host: Host, argv: Sequence[str], *, timeout_s: float = 10.0) -> str:
-    """Log in, run one short command, log out; returns its standard output. Not from inside an event loop.
+    """Log in, run one short command, log out; returns its standard output.
+
+    Blocks. In a thread of its own, so that it works where an event loop runs already, as in a notebook.
 
     Raises:
         HostKeyMismatch, NodeFailed: as `connect`.
@@ -152,7 +155,8 @@ def run_once(host: Host, argv: Sequence[str], *, timeout_s: float = 10.0) -> str
         finally:
             await connection.close()
 
-    return asyncio.run(once())
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, once()).result()
 
 
 @asynccontextmanager

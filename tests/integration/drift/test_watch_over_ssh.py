@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
@@ -18,7 +19,7 @@ import pytest
 
 from mlops_sdk.drift.on_host import profiles_folder, prompt_profiler
 from mlops_sdk.drift.store import alerts, put_reference
-from mlops_sdk.drift.watcher import look, read_profiles
+from mlops_sdk.drift.watcher import Reading, look, read_profiles
 from mlops_sdk.errors import HostKeyMismatch, NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key
 from mlops_sdk.remote.ssh import Host
@@ -165,6 +166,13 @@ def test_prompts_of_another_kind_become_an_alert_and_the_next_version_is_at_peac
     serve[2].stop()
     healed = look(store, "code-lm", read_profiles(host, folder), by="run-3")
     assert (healed.model_version, healed.fresh, healed.alert, healed.announce) == ("2", 60, "", False)
+
+
+def test_a_notebook_whose_event_loop_runs_can_look(host: Host, tmp_path: Path) -> None:
+    async def cell() -> Reading:
+        return read_profiles(host, str(tmp_path / "nothing-was-served"))
+
+    assert asyncio.run(cell()).profiles == ()
 
 
 def test_another_machine_at_the_address_is_not_asked(host: Host, tmp_path: Path) -> None:
