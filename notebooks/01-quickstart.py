@@ -41,7 +41,7 @@ from mlops_sdk.local.services.serving import ServingAccess
 from mlops_sdk.registry.champion import read_champion
 from mlops_sdk.registry.gate import GateBounds
 from mlops_sdk.registry.provenance import git_state
-from mlops_sdk.registry.registration import admit_trained, register_trained
+from mlops_sdk.registry.registration import admit_trained, register_trained, trained_by
 from mlops_sdk.serving.registered import deploy_registered, keep_reference
 from mlops_sdk.source import SourceRef
 from mlops_sdk.training.job import run_job
@@ -127,7 +127,7 @@ async def serve(run):
     """Registered, let through the gate, rolled out."""
     print(register_trained(client, run).uri)
     print(admit_trained(client, run, GateBounds(worse_by=WORSE_BY)).table())
-    reference = keep_reference(client, run, prompts.prompt_reference)
+    reference = keep_reference(client, trained_by(run).held_out, prompts.prompt_reference)
     return await deploy_registered(client, run, host, reference=reference, tell=print)
 
 

@@ -21,7 +21,7 @@ from mlops_pipelines.groups import params_of
     params=params_of(LoopSpec),
 )
 def loop_floor() -> None:
-    """Nothing, ten times."""
+    """Nothing, eleven times."""
 
     @task(retries=3, retry_delay=timedelta(seconds=5))
     def nothing() -> None:
@@ -39,9 +39,11 @@ def loop_floor() -> None:
         release = empty("release").as_teardown(setups=provision)
         chain(provision, train, release)
     register, gate, deploy = empty("register"), empty("gate"), empty("deploy")
-    chain(plan, [tests, validate, pin, provision, train, gate])
-    chain([tests, pin], provision)
+    reference = empty("keep_reference")
+    chain(plan, [tests, validate, pin, provision, train, gate, reference])
+    chain([tests, pin], [provision, reference])
     chain([tests, pin], train)
+    chain(reference, deploy)
     chain(train, register, gate, deploy)
 
 

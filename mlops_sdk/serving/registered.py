@@ -34,24 +34,22 @@ def registered_model(client: Client, run: Run) -> ServedModel:
     )
 
 
-def keep_reference(client: Client, run: Run, reference: Callable[[Iterable[str]], Reference]) -> str:
-    """Make and store what is normal for the prompts of a run's model, and say on its version which one that is.
+def keep_reference(client: Client, kinds: Iterable[str], reference: Callable[[Iterable[str]], Reference]) -> str:
+    """Make and store what is normal for the prompts of a model that is trained on these kinds of text; its hash.
+
+    The model need not be there yet: this takes seconds, and can be done while machines train.
 
     Args:
         client: The deployment.
-        run: Whose model.
-        reference: Makes it from the kinds of text that the model was trained on.
-
-    Returns:
-        The reference's hash, on the version in MLflow as the tag ``mlops.prompt_reference``.
-
-    Raises:
-        RegistryError: the run has registered no model.
+        kinds: Of text.
+        reference: Makes it from them.
     """
-    kinds, version = sorted(trained_by(run).held_out), registered_by(client, run)
-    sha256 = put_reference(client.store, reference(kinds))
-    tag_version(client.mlflow, version.name, version.version, {REFERENCE_TAG: sha256})
-    return sha256
+    return put_reference(client.store, reference(sorted(kinds)))
+
+
+def name_reference(client: Client, model: ServedModel, sha256: str) -> None:
+    """Say on a version in MLflow which reference its prompts are counted over: tag ``mlops.prompt_reference``."""
+    tag_version(client.mlflow, model.name, int(model.version), {REFERENCE_TAG: sha256})
 
 
 async def deploy_registered(
@@ -63,7 +61,8 @@ async def deploy_registered(
         client: The deployment.
         run: Whose model.
         target: Where to.
-        reference: Hash of the stored reference by which served prompts are profiled; empty: they are not.
+        reference: Hash of the stored reference by which served prompts are profiled; empty: they are not. The version
+            says it in MLflow, tag ``mlops.prompt_reference``.
         tell: As for `roll_out`.
 
     Raises:
@@ -74,6 +73,7 @@ async def deploy_registered(
     options = Options()
     if reference:
         options = Options(middleware=prompt_profiler(await asyncio.to_thread(get_reference, client.store, reference)))
+        await asyncio.to_thread(name_reference, client, model, reference)
     deployed = await roll_out(target, model, client.settings.s3, options, tell=tell)
     await asyncio.to_thread(_crown, client, run, deployed)
     return deployed

@@ -1,8 +1,8 @@
-"""Is the served traffic still what the model was made for? An asset event says when it is not."""
+"""What is normal for the prompts of a model, and is the served traffic still so? An asset event says when it is not."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from airflow.sdk import Asset, Context
@@ -10,10 +10,12 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from mlops_hooks.vllm import VllmHook
 from mlops_operators.base import MlopsOperator
+from mlops_sdk.dotted import resolve
 from mlops_sdk.drift.detector import Bounds
 from mlops_sdk.drift.on_host import profiles_folder
 from mlops_sdk.drift.watch import Look, Patience
 from mlops_sdk.drift.watcher import look, read_profiles
+from mlops_sdk.serving.registered import keep_reference
 
 
 def drift_asset(model: str) -> Asset:
@@ -23,6 +25,33 @@ def drift_asset(model: str) -> Asset:
     kinds of text to train on next.
     """
     return Asset(name=f"mlops://drift/{model}", uri=f"mlops://drift/{model}", group="mlops")
+
+
+class KeepReferenceOperator(MlopsOperator):
+    """Make what is normal for the prompts of a model, and store it. The model need not be there yet.
+
+    Pushes back ``{"sha256", "kinds"}``. The same kinds and code make the same; done again, it changes nothing.
+
+    Args:
+        reference: ``module:function`` that makes it from kinds of text. Not templated: it names code.
+        kinds: Of text that the model is trained on. Templated.
+        kwargs: Of `MlopsOperator`.
+    """
+
+    template_fields: Collection[str] = (*MlopsOperator.template_fields, "kinds")
+    ui_color = "#f8e8e8"
+
+    def __init__(self, *, reference: str, kinds: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reference = reference
+        self.kinds = kinds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Make it."""
+        del context
+        with self.failures():
+            sha256 = keep_reference(self.hook.client(), self.kinds, resolve(self.reference))
+        return {"sha256": sha256, "kinds": sorted(self.kinds)}
 
 
 class DetectDriftOperator(MlopsOperator):

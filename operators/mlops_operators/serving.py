@@ -12,9 +12,8 @@ from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import error_from_json
 from mlops_operators.links import EndpointLink
 from mlops_operators.triggers.serving import DeployTrigger
-from mlops_sdk.dotted import resolve
 from mlops_sdk.errors import RegistryError
-from mlops_sdk.serving.registered import keep_reference
+from mlops_sdk.serving.registered import registered_model
 
 
 class DeployOperator(MlopsOperator):
@@ -26,13 +25,13 @@ class DeployOperator(MlopsOperator):
     Pushes back ``{"endpoint", "model", "version", "slot"}``.
 
     Args:
-        reference: ``module:function`` that makes, from the kinds of text that the model was trained on, the reference
-            by which served prompts are profiled; empty: they are not. Not templated: it names code.
+        reference: Hash of the reference by which served prompts are profiled (of `KeepReferenceOperator`); empty: they
+            are not. Templated.
         vllm_conn_id: Of type ``mlops_vllm``; the host's own connection is named there. Templated.
         kwargs: Of `MlopsOperator`.
     """
 
-    template_fields: Collection[str] = (*MlopsOperator.template_fields, "vllm_conn_id")
+    template_fields: Collection[str] = (*MlopsOperator.template_fields, "reference", "vllm_conn_id")
     operator_extra_links = (EndpointLink(),)
     ui_color = "#e8f4e8"
 
@@ -48,10 +47,10 @@ class DeployOperator(MlopsOperator):
             run = client.find(self.run_name)
             if run is None:
                 raise RegistryError(f"there is no run {self.run_name!r}", next_step="train and register first")
-            reference = keep_reference(client, run, resolve(self.reference)) if self.reference else ""
+            registered_model(client, run)  # refused here rather than in the triggerer
             EndpointLink().show(context, f"{VllmHook(self.vllm_conn_id).settings().base_url}/v1/models")
         trigger = DeployTrigger(
-            **self.connections, run_name=self.run_name, vllm_conn_id=self.vllm_conn_id, reference=reference
+            **self.connections, run_name=self.run_name, vllm_conn_id=self.vllm_conn_id, reference=self.reference
         )
         return self.defer(trigger=trigger, method_name=self.deployed.__name__, timeout=self.execution_timeout)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from mlops_hooks.deployment import DeploymentHook
 from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.data import PinDataOperator, ValidateDataOperator
-from mlops_operators.drift import drift_asset
+from mlops_operators.drift import KeepReferenceOperator, drift_asset
 from mlops_operators.failures import airflow_failures
 from mlops_operators.registry import GateOperator, RegisterModelOperator
 from mlops_operators.serving import DeployOperator
@@ -53,8 +53,15 @@ def turn_of_the_loop(model: str, *, data_repository: str) -> None:
     provision, train = _machines(plan, model, code=tests.output, data=pin.output)
     register = RegisterModelOperator(task_id="register", **_TRY_AGAIN)
     gate = GateOperator(task_id="gate", worse_by=plan["worse_by"], **_TRY_AGAIN)
-    deploy = DeployOperator(task_id="deploy", reference=f"{_PROGRAM}.prompts:prompt_reference", **_TRY_AGAIN)
-    chain([tests, pin], provision)
+    normal = KeepReferenceOperator(
+        task_id="keep_reference",
+        reference=f"{_PROGRAM}.prompts:prompt_reference",
+        kinds=plan["kinds"],
+        **_TRY_AGAIN,
+    )
+    prompts: Any = normal.output
+    deploy = DeployOperator(task_id="deploy", reference=prompts["sha256"], **_TRY_AGAIN)
+    chain([tests, pin], [provision, normal])  # what is normal is made while the machines train
     chain(train, register, gate, deploy)
 
 
@@ -115,6 +122,7 @@ def plan_the_turn(
         program["arguments"] = {"warm_start": True, **program["arguments"], "champion": champion.argument()}
     return {
         **plan.model_dump(mode="json", include={"repository", "commit", "why"}),
+        "kinds": list(plan.corpora),
         "corpus": {"kinds": list(plan.corpora)},
         "data": {"kinds": list(plan.corpora), "vocabulary": spec.data.vocabulary},
         "program": program,

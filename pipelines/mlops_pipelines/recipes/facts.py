@@ -31,6 +31,10 @@ def _pin_data(result: Result) -> Sequence[str]:
     return [f"{result['name']}: {result['size']:,} bytes, {version}"]
 
 
+def _keep_reference(result: Result) -> Sequence[str]:
+    return [f"normal prompts: {', '.join(result['kinds'])}; SHA-256 {result['sha256'][:12]}"]
+
+
 def _provision(result: Result) -> Sequence[str]:
     leased = f"run {result['run']}, generation {result['generation']}: {', '.join(result['nodes'])}"
     return [f"quote: {result['quote']}", leased] if result["quote"] else [leased]
@@ -63,6 +67,7 @@ _TOLD: Mapping[str, Callable[[Result], Sequence[str]]] = {
     "run_tests": _run_tests,
     "validate_data": _validate_data,
     "pin_data": _pin_data,
+    "keep_reference": _keep_reference,
     "provision": _provision,
     "train": _train,
     "release": _release,

@@ -17,7 +17,7 @@ from mlops_sdk.registry.mlflow_api import MlflowApi
 from mlops_sdk.registry.models import register
 from mlops_sdk.registry.registration import registered_by
 from mlops_sdk.run import Run
-from mlops_sdk.serving.registered import REFERENCE_TAG, keep_reference
+from mlops_sdk.serving.registered import REFERENCE_TAG, keep_reference, name_reference, registered_model
 from mlops_sdk.training.program import ProgramSpec
 from mlops_sdk.training.trained import Trained, lineage_of
 from support_drift import reference
@@ -62,15 +62,16 @@ def test_the_version_names_the_reference_that_its_prompts_are_counted_over(clien
     run = client.start_run(f"reference of {name}")
     trained = a_training(run, name)
     with pytest.raises(RegistryError, match="has not registered a model"):
-        keep_reference(client, run, lambda kinds: reference(*kinds))
+        registered_model(client, run)
     (tmp_path / "config.json").write_text("{}")
     register(client.mlflow, name, tmp_path, lineage_of(client, run, trained))
 
-    sha256 = keep_reference(client, run, lambda kinds: reference(*kinds))
+    sha256 = keep_reference(client, ["python"], lambda kinds: reference(*kinds))
+    name_reference(client, registered_model(client, run), sha256)
 
     assert get_reference(client.store, sha256).trained == ("python",)
     version = registered_by(client, run)
     reply = MlflowApi(client.mlflow).get("model-versions/get", name=name, version=str(version.version))
     tags = {tag["key"]: tag["value"] for tag in reply["model_version"]["tags"]}
     assert tags[REFERENCE_TAG] == sha256
-    assert keep_reference(client, run, lambda kinds: reference(*kinds)) == sha256  # again changes nothing
+    assert keep_reference(client, ["python"], lambda kinds: reference(*kinds)) == sha256  # again changes nothing

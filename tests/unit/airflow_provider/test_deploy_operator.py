@@ -43,7 +43,6 @@ def test_without_a_registered_model_it_fails_at_once(cloud, began):
         cloud.client().start_run(NAME)
     expected = "has not finished a training" if began else f"there is no run '{NAME}'"
     task = deploy()
-    task.operator.reference = "json:loads"  # what it names is only called for a run that has trained
     with pytest.raises(AirflowFailException, match=expected):
         task.operator.execute(task.context())
 

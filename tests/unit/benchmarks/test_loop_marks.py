@@ -144,5 +144,5 @@ def test_the_floor_has_the_shape_of_the_turn(tmp_path: Path) -> None:
         [sys.executable, "-c", SHAPE, *files], env=environment, check=True, capture_output=True, text=True
     ).stdout
     ours, floor = json.loads(said.splitlines()[-1])
-    assert len(ours["tasks"]) == 10
+    assert len(ours["tasks"]) == 11
     assert floor == ours
