@@ -58,7 +58,8 @@ class DataClone:
         environment = _environment(s3, folder)
         work = folder / "clone"
         made = cls(folder=work, repository=repository, branch=branch, environment=environment)
-        cloned = _run(("git", "clone", "--quiet", "--", repository, str(work)), folder, environment)
+        # not as a local copy of files: somebody may be pushing
+        cloned = _run(("git", "clone", "--quiet", "--no-local", "--", repository, str(work)), folder, environment)
         if cloned.returncode != 0:
             raise made._unreachable("clone", cloned.stderr)
         if made._exists(f"refs/remotes/origin/{branch}"):
@@ -109,9 +110,16 @@ class DataClone:
         raise self._unreachable("push to", pushed.stderr)
 
     def refresh(self) -> None:
-        """Forget what was committed here and take what others pushed."""
-        self._git("fetch", "--quiet", "origin")
-        self._git("reset", "--quiet", "--hard", f"origin/{self.branch}")
+        """Forget what was committed here and take what others pushed.
+
+        Raises:
+            ServiceUnavailable: the repository cannot be read.
+        """
+        fetched = self._run("git", "fetch", "--quiet", "origin")
+        if fetched.returncode != 0:
+            raise self._unreachable("read", fetched.stderr)
+        if self._exists(f"refs/remotes/origin/{self.branch}"):
+            self._git("reset", "--quiet", "--hard", f"origin/{self.branch}")
 
     def _exists(self, reference: str) -> bool:
         return self._run("git", "rev-parse", "--verify", "--quiet", reference).returncode == 0

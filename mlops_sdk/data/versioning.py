@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import stamina
 from pydantic import JsonValue
 
 from mlops_sdk.config import S3Settings
@@ -21,6 +22,7 @@ from mlops_sdk.training.spec import DataRef
 
 BRANCH = "main"
 _RACES = 20
+ATTEMPTS = 3
 _BLOCK = 1 << 20
 
 
@@ -78,16 +80,30 @@ def pin(s3: S3Settings, repository: str, path: Path, *, cache: Path, branch: str
     """
     sha256, md5 = _digests(path)
     store = ObjectStore.open(s3)
-    stored = _stored(store, md5, path.stat().st_size)
     with tempfile.TemporaryDirectory(prefix="mlops-data-") as folder:
         work = DataClone.make(repository, Path(folder), branch=branch, s3=s3, cache=cache)
-        revision = work.find(path.name, md5)
-        if not (revision and stored):
-            work.add(path, path.name, md5)
-            work.send(path.name)
-            _require(store, md5, path)
-            revision = revision or _publish(work, path, sha256=sha256, md5=md5)
+        revision = _pinned(work, store, path, sha256=sha256, md5=md5)
     return DataVersion(name=path.name, sha256=sha256, md5=md5, size=path.stat().st_size, revision=revision)
+
+
+def _pinned(work: DataClone, store: ObjectStore, path: Path, *, sha256: str, md5: str) -> str:
+    """The revision that says this content, which the bucket has.
+
+    What Git or DVC refuses may be what somebody else is doing at the same time, with the same content: looked up again.
+    """
+    for attempt in stamina.retry_context(on=DataError, attempts=ATTEMPTS, wait_initial=0.5):
+        with attempt:
+            if attempt.num > 1:
+                work.refresh()
+            revision, stored = work.find(path.name, md5), _stored(store, md5, path.stat().st_size)
+            if revision and stored:
+                return revision
+            work.add(path, path.name, md5)
+            if not stored:
+                work.send(path.name)
+                _require(store, md5, path)
+            return revision or _publish(work, path, sha256=sha256, md5=md5)
+    raise RuntimeError("stamina ended without a result or an error")
 
 
 def _publish(work: DataClone, path: Path, *, sha256: str, md5: str) -> str:

@@ -77,6 +77,22 @@ def test_pins_at_the_same_time_do_not_break_each_other(s3: S3Settings, repositor
 
 
 @pytest.mark.slow
+def test_one_large_file_pinned_by_several_at_once_is_one_revision(s3: S3Settings, repository: str, tmp_path: Path):
+    """Large: what DVC sends in parts. They share the built file and the cache, as two runs on one worker do."""
+    for size in (12_000_000, 40_000_000):
+        file = a_file(tmp_path, os.urandom(size), name=f"corpus-{size}.bin")
+        with ThreadPoolExecutor(3) as pool:
+            pins = [pool.submit(pin, s3, repository, file, cache=tmp_path / "cache") for _ in range(3)]
+        first, *others = [one.result() for one in pins]
+        assert others == [first, first]
+        assert commits(repository)[-1] == first.revision
+        stored = ObjectStore.open(s3).get(first.key)
+        assert stored is not None
+        assert hashlib.sha256(stored).hexdigest() == first.sha256
+    assert len(commits(repository)) == 2
+
+
+@pytest.mark.slow
 def test_dvc_itself_finds_the_data_at_its_revision(s3: S3Settings, repository: str, tmp_path: Path):
     body = os.urandom(10_000)
     version = pin(s3, repository, a_file(tmp_path, body), cache=tmp_path / "cache")
