@@ -77,6 +77,9 @@ class RunningJob:
     step: Step
 
 
+OnEvent = Callable[[RunningJob, JobEvent], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MainJobResult:
     """What came of it."""
@@ -101,7 +104,7 @@ def run_main_job(
     job: MainJob,
     timeline: Timeline,
     *,
-    on_event: Callable[[RunningJob, JobEvent], None] = lambda _job, _event: None,
+    on_event: OnEvent = lambda _job, _event: None,
 ) -> MainJobResult:
     """Do the job, step by step on the timeline. However it ends, what it leased is given back.
 
@@ -114,47 +117,15 @@ def run_main_job(
     Raises:
         MlopsError: naming what failed; the timeline names the step's log.
     """
-    args = TrainArgs.parse(job.spec.program.arguments)
-    git = git_state(job.checkout)
-    with timeline.step("test the program") as step:
-        _test_program(step, job.checkout)
-    with timeline.step("prepare the data") as step:
-        data = _prepare_data(step, client, job)
-    with timeline.step("measure the baseline") as step:
-        baseline = baseline_bits_per_byte(data, args.evaluate_bytes)
-        step.show(f"byte 3-gram: {baseline:.3f} bits per byte on {args.evaluate_bytes:,} held-out bytes")
-    with timeline.step("quote") as step:
-        request = _request(client, job.spec.capacity)
-        step.show(str(client.quote(request)))
+    prepared = _prepare(client, job, timeline)
     with timeline.step("open the run") as step:
         run = client.start_run(job.name)
         run.on_event(lambda what, phase, detail: timeline.note(f"{phase} {what}: {detail}"))
-        trained = remembered(run)
-        if trained is not None:
-            check_same(run, trained, model_name=job.spec.model_name, program=job.spec.program)
-        step.show(f"run {run.key}, generation {run.generation}" + (", trained already" if trained else ""))
+        trained = _trained_already(step, run, job)
     with run:
         if trained is None:
-            with timeline.step("send the code") as step:
-                bundle = put_bundle(run.store, source=job.checkout)
-                step.show(f"commit {_commit(git)}; bundle {bundle.sha256[:12]}, {bundle.size:,} bytes")
-            with timeline.step("lease the machines") as step:
-                lease = _lease(step, run, request)
-            with timeline.step("train") as step:
-                wanted = _order(job.spec, git, bundle, data, _tracking_run(client, run, job))
-                order(run, wanted)
-                site = Site.of(run, tracking_run_id=wanted.tracking_run_id)
-                running = RunningJob(site=site, nodes=lease.nodes, step=step)
-                done = _train(running, run, wanted, on_event)
-                trained = remember(run, lease, wanted, done)
-                _show_training(step, trained, done)
-        with timeline.step("fetch and try the model") as step:
-            model = _fetch(step, run, trained, job.workdir)
-            _compare(step, trained, baseline, refuse=job.beat_baseline)
-        with timeline.step("register the model") as step:
-            lineage = lineage_of(client, run, trained, metrics={"baseline_bits_per_byte": baseline})
-            registered = _register(step, client, model, job.spec.model_name, lineage)
-            run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
+            trained = _lease_and_train(prepared, run, timeline, on_event)
+        registered = _try_and_register(prepared, run, timeline, trained)
         with timeline.step("give the machines back") as step:
             _release(step, run)
     with timeline.step("prove that nothing is held") as step:
@@ -163,11 +134,74 @@ def run_main_job(
         run_key=run.key,
         model=registered,
         bits_per_byte=trained.bits_per_byte,
-        baseline_bits_per_byte=baseline,
+        baseline_bits_per_byte=prepared.baseline,
         attempts=trained.attempts,
         resumed_from=trained.resumed_from,
         node_seconds=node_seconds,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A job before it leases: its code, its data, and the bits per byte that its model has to beat."""
+
+    client: Client
+    job: MainJob
+    git: GitState
+    data: corpus.PreparedData
+    baseline: float
+
+
+def _prepare(client: Client, job: MainJob, timeline: Timeline) -> _Prepared:
+    """All that costs no machine: tests, data, baseline, and what the machines will cost."""
+    args, git = TrainArgs.parse(job.spec.program.arguments), git_state(job.checkout)
+    with timeline.step("test the program") as step:
+        _test_program(step, job.checkout)
+    with timeline.step("prepare the data") as step:
+        data = _prepare_data(step, client, job)
+    with timeline.step("measure the baseline") as step:
+        baseline = baseline_bits_per_byte(data, args.evaluate_bytes)
+        step.show(f"byte 3-gram: {baseline:.3f} bits per byte on {args.evaluate_bytes:,} held-out bytes")
+    with timeline.step("quote") as step:
+        step.show(str(client.quote(_request(client, job.spec.capacity))))
+    return _Prepared(client=client, job=job, git=git, data=data, baseline=baseline)
+
+
+def _trained_already(step: Step, run: Run, job: MainJob) -> Trained | None:
+    trained = remembered(run)
+    if trained is not None:
+        check_same(run, trained, model_name=job.spec.model_name, program=job.spec.program)
+    step.show(f"run {run.key}, generation {run.generation}" + (", trained already" if trained else ""))
+    return trained
+
+
+def _lease_and_train(prepared: _Prepared, run: Run, timeline: Timeline, on_event: OnEvent) -> Trained:
+    client, job = prepared.client, prepared.job
+    with timeline.step("send the code") as step:
+        bundle = put_bundle(run.store, source=job.checkout)
+        step.show(f"commit {_commit(prepared.git)}; bundle {bundle.sha256[:12]}, {bundle.size:,} bytes")
+    with timeline.step("lease the machines") as step:
+        lease = _lease(step, run, _request(client, job.spec.capacity))
+    with timeline.step("train") as step:
+        wanted = _order(job.spec, prepared.git, bundle, prepared.data, _tracking_run(client, run, job))
+        order(run, wanted)
+        site = Site.of(run, tracking_run_id=wanted.tracking_run_id)
+        done = _train(RunningJob(site=site, nodes=lease.nodes, step=step), run, wanted, on_event)
+        trained = remember(run, lease, wanted, done)
+        _show_training(step, trained, done)
+    return trained
+
+
+def _try_and_register(prepared: _Prepared, run: Run, timeline: Timeline, trained: Trained) -> RegisteredModel:
+    client, job, baseline = prepared.client, prepared.job, prepared.baseline
+    with timeline.step("fetch and try the model") as step:
+        model = _fetch(step, run, trained, job.workdir)
+        _compare(step, trained, baseline, refuse=job.beat_baseline)
+    with timeline.step("register the model") as step:
+        lineage = lineage_of(client, run, trained, metrics={"baseline_bits_per_byte": baseline})
+        registered = _register(step, client, model, job.spec.model_name, lineage)
+        run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
+    return registered
 
 
 def _test_program(step: Step, checkout: Path) -> None:
@@ -225,9 +259,7 @@ def _order(
     )
 
 
-def _train(
-    job: RunningJob, run: Run, wanted: TrainingOrder, on_event: Callable[[RunningJob, JobEvent], None]
-) -> JobResult:
+def _train(job: RunningJob, run: Run, wanted: TrainingOrder, on_event: OnEvent) -> JobResult:
     def tell(event: JobEvent) -> None:
         _tell(job.step, event)
         on_event(job, event)
