@@ -42,6 +42,7 @@ class KeepReferenceOperator(MlopsOperator):
     ui_color = "#f8e8e8"
 
     def __init__(self, *, reference: str, kinds: Sequence[str], **kwargs: Any) -> None:
+        kwargs.setdefault("multiple_outputs", True)  # so that ``output["sha256"]`` is there for the roll-out
         super().__init__(**kwargs)
         self.reference = reference
         self.kinds = kinds

@@ -23,6 +23,7 @@ LOAD = """
 import importlib.util, json, socket, sqlite3, sys, time
 import airflow.sdk  # its own start is not the file's
 from airflow.sdk import DAG
+from airflow.sdk.definitions.xcom_arg import XComArg
 from airflow.sdk.definitions._internal.contextmanager import DagContext
 
 doors = []
@@ -65,8 +66,17 @@ def rendered(dag, task):
     task.render_template_fields(context, dag.get_template_env())
     return {name: str(getattr(task, name)) for name in task.template_fields}
 
+def never_pushed(task):  # parts of another task's result that are not there: the other pushes it as a whole
+    return [
+        f"{other.task_id}[{key}]"
+        for name in task.template_fields
+        for other, key in XComArg.iter_xcom_references(getattr(task, name))
+        if key != "return_value" and not other.multiple_outputs
+    ]
+
 found = {
     dag_id: {
+        "never_pushed": {task.task_id: never_pushed(task) for task in dag.tasks},
         "tasks": {task.task_id: rendered(dag, task) for task in dag.tasks},
         "catchup": dag.catchup,
         "doc": bool(dag.doc_md or dag.description),
@@ -131,3 +141,9 @@ def test_template_fields_render(name: str) -> None:
             assert not any("{{" in value or "{%" in value for value in fields.values()), (task_id, fields)
             if "run_name" in fields:
                 assert fields["run_name"] == f"{dag_id}/manual__1"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_task_takes_of_another_is_pushed_by_it(name: str) -> None:
+    for dag in load(name)["dags"].values():
+        assert {task: parts for task, parts in dag["never_pushed"].items() if parts} == {}
