@@ -243,6 +243,7 @@ def small_disks(stack: Any) -> Iterator[None]:
         limit.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_disks")
 def test_a_node_whose_disk_is_full(client: Client, one_machine_job: MainJob, timeline: Timeline):
     with pytest.raises(NodeFailed, match=r"node 'gpu-0\d'") as caught:

@@ -335,6 +335,7 @@ def mlflow(leased: Leased) -> Callable[[str, dict[str, Any] | None], dict[str, A
     return call
 
 
+@pytest.mark.slow
 def test_metrics_reach_mlflow_and_its_outage_costs_only_them(
     leased: Leased, mlflow: Callable[..., dict[str, Any]], stack: Any
 ) -> None:
