@@ -171,7 +171,9 @@ def _prepare(site: Site, fabric: dict[str, Any], config: Path) -> None:
         if not (proxy / name).exists():  # the roll-outs write them from then on
             (proxy / name).write_text(content)
     known = config.parent / "scratch" / Path(_ROOT).relative_to("/scratch") / "cache" / "vllm"
-    shutil.copytree(site.tools.vllm_image / "vllm-cache", known, dirs_exist_ok=True)
+    found_out = site.tools.vllm_image / "vllm-cache"
+    if found_out.is_dir():  # an image that was made otherwise finds it out at its first roll-out
+        shutil.copytree(found_out, known, dirs_exist_ok=True)
     rendered = config.with_name("haproxy.cfg")
     site.render("haproxy.cfg", {"proxy": _PROXY, "address": host.address, "port": _PORT}, rendered)
     key = _host_key(site)
