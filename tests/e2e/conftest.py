@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from mlops_pipelines.programs.code_lm import corpus
 from mlops_pipelines.recipes.main_job import MainJob, default_spec
 from mlops_pipelines.recipes.timeline import Timeline
 from mlops_sdk.client import Client
-from mlops_sdk.data.versioning import DataVersion
 from mlops_sdk.local import control
 from support import eventually
-from support_jobs import on_nodes
+from support_jobs import corpus_in_the_bucket, on_nodes
 from support_turns import Turn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -100,15 +98,7 @@ def one_machine_job(job: MainJob) -> MainJob:
 @pytest.fixture
 def start(airflow: Any, client: Client, checkout: Path, workdir: Path, job: MainJob) -> Callable[..., Turn]:
     """Start a run of a DAG of `tests/stack_dags` that leases and trains; what it trains lies in the bucket already."""
-    prepared = corpus.prepared(workdir / "data", vocabulary=4096)
-    version = DataVersion(
-        name=corpus.FILE_NAME,
-        sha256=prepared.sha256,
-        md5=prepared.sha256[:32],
-        size=prepared.size,
-        revision="0" * 40,
-    )
-    client.store.put_if_absent(version.key, prepared.path.read_bytes())
+    version = corpus_in_the_bucket(client, workdir / "data")
 
     def begin(dag: str = "leases", conf: dict[str, Any] | None = None, **arguments: Any) -> Turn:
         program = {

@@ -20,7 +20,6 @@ from mlops_hooks.ssh import SshHook
 from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.training import TrainOperator
 from mlops_operators.triggers.capacity import ProvisionTrigger
-from mlops_pipelines.programs.code_lm import corpus
 from mlops_sdk.checkpoint.resume import committed
 from mlops_sdk.client import Client
 from mlops_sdk.data.versioning import DataVersion
@@ -28,6 +27,7 @@ from mlops_sdk.names import run_id_for
 from mlops_sdk.run import Run
 from support import eventually
 from support_airflow import Task, connections_of, event_of, stored
+from support_jobs import corpus_in_the_bucket
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300), pytest.mark.usefixtures("nothing_is_held")]
 
@@ -70,16 +70,7 @@ class Dag:
 @pytest.fixture
 def data(client: Client, workdir: Path) -> DataVersion:
     """The corpus, in the bucket where DVC would have put it."""
-    prepared = corpus.prepared(workdir / "data", vocabulary=4096)
-    version = DataVersion(
-        name=corpus.FILE_NAME,
-        sha256=prepared.sha256,
-        md5=prepared.sha256[:32],
-        size=prepared.size,
-        revision="0" * 40,
-    )
-    client.store.put_if_absent(version.key, prepared.path.read_bytes())
-    return version
+    return corpus_in_the_bucket(client, workdir / "data")
 
 
 @pytest.fixture
