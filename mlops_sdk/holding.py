@@ -76,6 +76,18 @@ class Holding:
 
     def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
         """Credential and machines, look-up-or-create; renewed from the first moment on."""
+        leases, grant, deployed = self._begin(request)
+        nodes = yield from leases.acquire(grant, deployed=deployed)
+        self._heartbeat.all_there()
+        return nodes
+
+    def begin(self, request: LeaseRequest) -> Steps[None]:
+        """As `get`, without waiting for the machines."""
+        leases, grant, deployed = self._begin(request)
+        yield from leases.begin(grant, deployed=deployed)
+
+    def _begin(self, request: LeaseRequest) -> tuple[IronicLeases, Grant, set[str]]:
+        """The credential; leases through it, for whom, and which allocations had a deployment."""
         grant = self._grant = self._grant_of(request)
         self._heartbeat.start(grant)
         wanted = CredentialRequest(
@@ -91,10 +103,7 @@ class Holding:
         api = self._services.connect(self.credential.login(self._settings.keystone))
         self._leases = self._on(api)
         self._heartbeat.renew_through(self._leases)
-        pieces = self.state().pieces.values()
-        nodes = yield from self._leases.acquire(grant, deployed={piece.name for piece in pieces if piece.deployed})
-        self._heartbeat.all_there()
-        return nodes
+        return self._leases, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
 
     def give_back(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Machines, claims, credential. Idempotent."""

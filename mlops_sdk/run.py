@@ -183,9 +183,7 @@ class Run:
 
     def leasing(self, request: LeaseRequest | None = None) -> Steps[Lease]:
         """`lease`, as steps. Closed at a pause, it leaves what it got as it is: for whoever goes on elsewhere."""
-        request = self._agree(request)
-        self._holds.ask(request)
-        self.journal.append(EntryKind.INTENT, "lease", generation=self.generation, request=request_to_json(request))
+        request = self._ask(request)
         try:
             return (yield from self._acquiring(request))
         except GeneratorExit:
@@ -204,15 +202,17 @@ class Run:
         Raises:
             LeaseLost: this generation was given back already.
         """
-        while self.generation < generation:
-            yield from self.opening_next()
-        if self.generation > generation:
-            raise LeaseLost(
-                f"generation {generation} of run {self.key!r} was given back",
-                seen=f"the run is at generation {self.generation}",
-                next_step="a retry opens the next generation",
-            )
+        yield from self._opening(generation)
         return (yield from self.leasing(request))
+
+    def beginning_in(self, generation: int, request: LeaseRequest) -> Steps[None]:
+        """The first half of `leasing_in`, as steps: everything is asked for, and nothing waited for.
+
+        Whatever it ends with, a lease may be under way: somebody has to call `leasing_in` then, which also gives back
+        what cannot be completed.
+        """
+        yield from self._opening(generation)
+        yield from self._holds.begin(self._ask(request))
 
     def adopting(self) -> Steps[Lease]:
         """The machines that this generation was leased already, as steps; makes none, gives none back if that fails.
@@ -338,6 +338,23 @@ class Run:
     @property
     def _broker_key(self) -> str:
         return self.settings.broker_key.get_secret_value()
+
+    def _opening(self, generation: int) -> Steps[None]:
+        while self.generation < generation:
+            yield from self.opening_next()
+        if self.generation > generation:
+            raise LeaseLost(
+                f"generation {generation} of run {self.key!r} was given back",
+                seen=f"the run is at generation {self.generation}",
+                next_step="a retry opens the next generation",
+            )
+
+    def _ask(self, request: LeaseRequest | None) -> LeaseRequest:
+        """What is asked for from now on; the journal knows it before anything exists."""
+        request = self._agree(request)
+        self._holds.ask(request)
+        self.journal.append(EntryKind.INTENT, "lease", generation=self.generation, request=request_to_json(request))
+        return request
 
     def _agree(self, request: LeaseRequest | None) -> LeaseRequest:
         """The request of this generation: the journalled one if there is one."""

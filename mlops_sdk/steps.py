@@ -7,7 +7,8 @@ blocks: each step runs in a worker thread, each pause in the loop. What stops be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+import itertools
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -38,6 +39,32 @@ def drive(steps: Steps[T], clock: Clock) -> T:
                 pause = next(steps)
     except StopIteration as done:
         return done.value
+
+
+def drive_briefly(steps: Steps[T], clock: Clock, *, at_most_s: float) -> bool:
+    """Do the first of the work in this thread, with pauses of so many seconds together; whether it came to its end.
+
+    What is not done then is left as it is, for whoever goes on elsewhere: no clean-up of the work's own runs.
+    """
+    left = at_most_s
+    try:
+        while (pause := next(steps)) <= left:
+            left -= pause
+            clock.sleep(pause)
+    except StopIteration:
+        return True
+    steps.close()
+    return False
+
+
+def pauses(longest_s: float) -> Iterator[float]:
+    """Seconds between looks at something that may be quick or slow: short ones first, then the longest for ever.
+
+    Example:
+        >>> list(itertools.islice(pauses(2.0), 5))
+        [0.25, 0.5, 1.0, 2.0, 2.0]
+    """
+    return itertools.chain((longest_s / 8, longest_s / 4, longest_s / 2), itertools.repeat(longest_s))
 
 
 async def adrive(steps: Steps[T], clock: Clock) -> T:

@@ -60,13 +60,15 @@ class DeploymentHook:
         """A client of the deployment; connects to each service at its first use."""
         return Client(self.settings())
 
-    async def aclient(self, *, keeper: Keeper | None = None) -> Client:
+    async def aclient(self, *, keeper: Keeper | None = None, earlier: Client | None = None) -> Client:
         """As `client`, for triggers. The client's own calls block: `asyncio.to_thread` them.
 
         Args:
             keeper: Who renews the leases of its runs.
+            earlier: One of these connections, which is logged in already: returned while they say the same.
         """
-        return Client(await self.asettings(), keeper=keeper)
+        settings = await self.asettings()
+        return earlier if earlier is not None and earlier.settings == settings else Client(settings, keeper=keeper)
 
     def _compose(self, openstack: OpenStackConfig, s3: S3Settings, mlflow: MlflowSettings) -> Settings:
         data: dict[str, Any] = {

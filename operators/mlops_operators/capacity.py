@@ -7,7 +7,8 @@ machines >> train >> ReleaseOperator(task_id="release").as_teardown(setups=machi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from datetime import timedelta
+from typing import Any, Final, NoReturn
 
 from airflow.sdk import Context
 
@@ -15,14 +16,21 @@ from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import error_from_json
 from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
-from mlops_sdk.errors import CapacityError, SettingsError
+from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.client import Client
+from mlops_sdk.errors import CapacityError, MlopsError, SettingsError
 from mlops_sdk.history import History
+from mlops_sdk.run import Run
+from mlops_sdk.steps import drive_briefly
 
 GENERATION = "generation"  # in the task's state store
+_AT_ONCE_S: Final = 2.0  # Ironic answers an allocation within a second; what takes longer is waited for deferred
 
 
 class ProvisionOperator(MlopsOperator):
     """Lease machines, all or none; waits deferred. Cleared, retried or killed in any state, it never leases twice.
+
+    The machines are quoted and asked for before the task defers, so they deploy while Airflow starts the trigger.
 
     Which generation of the run's lease this try works on is written into the task's state store before anything is
     created. A later try adopts what is healthy of it, or opens the next one. What fails gives back what it got; what is
@@ -69,12 +77,14 @@ class ProvisionOperator(MlopsOperator):
         self.wait_s = wait_s
 
     def execute(self, context: Context) -> NoReturn:
-        """Decide on the generation, write it down, wait."""
+        """Decide on the generation, write it down, ask for the machines, wait."""
         with self.failures():
-            history = self.hook.client().start_run(self.run_name).history()
+            client = self.hook.client()
+            run = client.start_run(self.run_name)
+            history = run.history()
             if not _stored(context):
                 self._check_that_it_is_ours(history)
-        self._lease(context, history.generation_to_try(_stored(context)))
+        self._lease(context, client, run, history.generation_to_try(_stored(context)))
 
     def provisioned(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """The machines are there, or not."""
@@ -86,7 +96,10 @@ class ProvisionOperator(MlopsOperator):
             if not (event.get("adopted") and isinstance(error, CapacityError)):
                 raise error
         self.log.warning("an earlier try's machines are lost, opening the next generation: %s", error)
-        return self._lease(context, 1 + _stored(context))
+        with self.failures():
+            client = self.hook.client()
+            run = client.start_run(self.run_name)
+        return self._lease(context, client, run, 1 + _stored(context))
 
     def _check_that_it_is_ours(self, history: History) -> None:
         """At the first try of this task: a lease that lasts and is for something else belongs to another task."""
@@ -99,10 +112,14 @@ class ProvisionOperator(MlopsOperator):
                 next_step="give each task that leases a run_name of its own, and its release the same",
             )
 
-    def _lease(self, context: Context, generation: int) -> NoReturn:
+    def _lease(self, context: Context, client: Client, run: Run, generation: int) -> NoReturn:
         _store(context).set(GENERATION, generation)
+        with self.failures():
+            quote = self._ask(client, run, generation)
         trigger = ProvisionTrigger(
             generation=generation,
+            asked_by=run.journal.writer,
+            quote=quote,
             nodes=int(self.nodes),
             resource_class=self.resource_class,
             traits=list(self.traits),
@@ -112,6 +129,30 @@ class ProvisionOperator(MlopsOperator):
             run_name=self.run_name,
         )
         self.defer(trigger=trigger, method_name=self.provisioned.__name__, timeout=self.execution_timeout)
+
+    def _ask(self, client: Client, run: Run, generation: int) -> str:
+        """Ask for the machines; the quote, empty when an earlier try has asked for them already.
+
+        What goes wrong here goes wrong in the trigger again, which gives back what there is. A task that is killed
+        before there is a trigger renews nothing: its next try adopts, or the reaper returns what it got.
+        """
+        earlier = run.history().generations.get(generation)
+        request = LeaseRequest(
+            nodes=int(self.nodes),
+            resource_class=self.resource_class,
+            traits=tuple(self.traits),
+            deadline=client.services.baremetal.now() + timedelta(hours=float(self.hours)),
+            wait_s=float(self.wait_s),
+        )
+        quote = "" if earlier and earlier.request else str(client.quote(request))
+        self.log.info("%s", quote or "an earlier try has asked for them already")
+        try:
+            drive_briefly(run.beginning_in(generation, request), client.services.clock, at_most_s=_AT_ONCE_S)
+        except MlopsError as error:
+            self.log.info("not all could be asked for at once: %s", error)
+        finally:
+            run.close()
+        return quote
 
 
 class ReleaseOperator(MlopsOperator):

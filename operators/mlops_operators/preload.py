@@ -1,9 +1,9 @@
-"""Modules that a scheduler loads before it forks its workers, so that no task has to.
+"""Modules that a scheduler loads before it forks its workers, and a triggerer its runner, so that no task has to.
 
 LocalExecutor forks its workers from the scheduler, and a worker forks each task. What the scheduler has imported, every
 task finds in memory, shared; else each imports it again: half a second for our operators, five for Great Expectations.
-Name them in the scheduler's environment alone, as ``AIRFLOW__MLOPS__PRELOAD_MODULES``: other components need none.
-Workers of other executors are not forked from the scheduler; there it changes nothing.
+Name them in the environment of scheduler and triggerer, as ``AIRFLOW__MLOPS__PRELOAD_MODULES``: other components need
+none. Workers of other executors are not forked from the scheduler; there it changes nothing.
 """
 
 from __future__ import annotations

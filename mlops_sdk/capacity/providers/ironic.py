@@ -29,7 +29,7 @@ from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
 from mlops_sdk.names import resource_name, run_key
-from mlops_sdk.steps import Steps
+from mlops_sdk.steps import Steps, pauses
 
 _REFUSED_POLLS = 60
 _NAME_POLLS = 5
@@ -99,6 +99,17 @@ class IronicLeases:
         self._check_still_there(grant, deployed)
         yield from self._allocate(grant)
         return (yield from self._deploy(grant))
+
+    def begin(self, grant: Grant, *, deployed: Collection[str] = ()) -> Steps[None]:
+        """The first half of `acquire`, which does not wait for the machines: allocated, and told to deploy.
+
+        Raises what `acquire` raises.
+        """
+        self._check_still_there(grant, deployed)
+        yield from self._allocate(grant)
+        watch = _Watch()
+        for index in range(grant.request.nodes):
+            self._deploy_step(grant, index, watch)
 
     def renew(self, grant: Grant) -> int:
         """Extend the hold of every machine there is; how many there were. Idempotent."""
@@ -207,7 +218,7 @@ class IronicLeases:
         return (yield from self._wait_allocated(grant, found))
 
     def _wait_allocated(self, grant: Grant, found: dict[str, Allocation | None]) -> Steps[str]:
-        unknown = 0
+        unknown, pause = 0, pauses(self._settings.poll_s)
         end = self._clock.monotonic() + self._settings.deploy_timeout_s
         while True:
             for allocation in found.values():
@@ -224,7 +235,7 @@ class IronicLeases:
                     seen=", ".join(f"{name}: {state!r}" for name, state in states.items()),
                     next_step="see Ironic's log",
                 )
-            yield self._settings.poll_s
+            yield next(pause)
             found.update({name: self._api.get_allocation(name) for name in waiting})
 
     def _create(self, grant: Grant, index: int) -> Steps[Allocation]:
@@ -262,7 +273,7 @@ class IronicLeases:
     def _deploy(self, grant: Grant) -> Steps[tuple[Node, ...]]:
         end = self._clock.monotonic() + self._settings.deploy_timeout_s
         ready: dict[int, Node] = {}
-        watch = _Watch()
+        watch, pause = _Watch(), pauses(self._settings.poll_s)
         while True:
             for index in range(grant.request.nodes):
                 if index not in ready:
@@ -277,7 +288,7 @@ class IronicLeases:
                     seen="; ".join(watch.seen[i] for i in range(grant.request.nodes) if i not in ready),
                     next_step="see the machine's console and Ironic's log; the next generation gets other machines",
                 )
-            yield self._settings.poll_s
+            yield next(pause)
 
     def _deploy_step(self, grant: Grant, index: int, watch: _Watch) -> Node | None:
         allocation = self._api.get_allocation(grant.name(index))

@@ -15,7 +15,7 @@ from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import ServiceUnavailable
-from mlops_sdk.steps import Steps
+from mlops_sdk.steps import Steps, pauses
 
 UNKNOWN_POLLS = 5
 _TEAR_DOWNS = 3
@@ -238,6 +238,7 @@ def release_all(
     """Walk several releases side by side until each ended or the cleaning time is up. In the order given."""
     end = clock.monotonic() + settings.clean_timeout_s
     found: dict[str, NodeEvidence] = {}
+    pause = pauses(settings.poll_s)
     while True:
         for release in releases:
             if release.name in found:
@@ -254,5 +255,5 @@ def release_all(
                     found[release.name] = release.evidence(Outcome.PENDING)
                     on_evidence(found[release.name])
             break
-        yield settings.poll_s
+        yield next(pause)
     return tuple(found[release.name] for release in releases)

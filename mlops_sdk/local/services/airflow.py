@@ -36,8 +36,11 @@ USER: Final = "mlops"
 DATABASE, API = "airflow-db", "airflow-api"
 # Two tasks of a run that hold one lease may be far apart: a scheduler or triggerer that was killed lies between them.
 _RENEW_FOR_S: Final = 45.0
-# What tasks would import at their start, each anew; see mlops_operators.preload.
-_PRELOAD: Final = "mlops_pipelines.groups,great_expectations,keystoneauth1.session,keystoneauth1.identity.v3,tokenizers"
+# What tasks would import at their start, each anew, and what the first trigger would; see mlops_operators.preload.
+_PRELOAD_SETTING: Final = "AIRFLOW__MLOPS__PRELOAD_MODULES"
+_PRELOAD: Final = "mlops_pipelines.groups,keystoneauth1.session,keystoneauth1.identity.v3"
+_PRELOAD_IN_SCHEDULER: Final = f"{_PRELOAD},great_expectations,tokenizers"
+_PRELOAD_IN_TRIGGERER: Final = f"{_PRELOAD},airflow.api_fastapi.execution_api.app"
 _BUNDLE: Final = "airflow.dag_processing.bundles.local.LocalDagBundle"
 _HEALTH_TIMEOUT_S: Final = 3.0
 _BUSY_S: Final = 60  # how long a writer waits for another; with SQLite's own 5 s, a slow moment becomes an error
@@ -98,9 +101,9 @@ def airflow_services(
             finish=airflow.finish_api,
             start_timeout_s=180.0,
         ),
-        airflow.component("scheduler", "--skip-serve-logs", env={"AIRFLOW__MLOPS__PRELOAD_MODULES": _PRELOAD}),
+        airflow.component("scheduler", "--skip-serve-logs", env={_PRELOAD_SETTING: _PRELOAD_IN_SCHEDULER}),
         airflow.component("dag-processor"),
-        airflow.component("triggerer", "--skip-serve-logs"),
+        airflow.component("triggerer", "--skip-serve-logs", env={_PRELOAD_SETTING: _PRELOAD_IN_TRIGGERER}),
     )
 
 

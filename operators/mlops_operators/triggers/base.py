@@ -66,9 +66,12 @@ class MlopsTrigger(BaseTrigger):
         return {"error": error_to_json(error)}
 
     async def client(self) -> Client:
-        """The deployment, its leases renewed by the keeper of this process."""
-        hook = DeploymentHook(self.openstack_conn_id, self.s3_conn_id, self.mlflow_conn_id)
-        return await hook.aclient(keeper=self.caretaker.keeper)
+        """The deployment: one client of this process, its leases renewed by the keeper of this process."""
+        names = (self.openstack_conn_id, self.s3_conn_id, self.mlflow_conn_id)
+        clients = self.caretaker.clients
+        client = await DeploymentHook(*names).aclient(keeper=self.caretaker.keeper, earlier=clients.get(names))
+        clients[names] = client
+        return client
 
     @property
     def caretaker(self) -> Caretaker:

@@ -19,6 +19,8 @@ class ProvisionTrigger(MlopsTrigger):
 
     Args:
         generation: Which; written down by the task before this trigger existed.
+        asked_by: Writer of the run's journal under which that task has begun to lease it.
+        quote: What the lease costs, as that task was told; empty when an earlier try asked for it.
         nodes: How many machines.
         resource_class: Of each.
         traits: That each must have.
@@ -31,6 +33,8 @@ class ProvisionTrigger(MlopsTrigger):
         self,
         *,
         generation: int,
+        asked_by: str,
+        quote: str,
         nodes: int,
         resource_class: str,
         traits: list[str],
@@ -40,6 +44,8 @@ class ProvisionTrigger(MlopsTrigger):
     ) -> None:
         super().__init__(**connections)
         self.generation = generation
+        self.asked_by = asked_by
+        self.quote = quote
         self.nodes = nodes
         self.resource_class = resource_class
         self.traits = traits
@@ -53,6 +59,8 @@ class ProvisionTrigger(MlopsTrigger):
         return {
             **super().arguments(),
             "generation": self.generation,
+            "asked_by": self.asked_by,
+            "quote": self.quote,
             "nodes": self.nodes,
             "resource_class": self.resource_class,
             "traits": self.traits,
@@ -66,8 +74,6 @@ class ProvisionTrigger(MlopsTrigger):
         run = self._run = await self.blocking(client.start_run, self.run_name)
         try:
             request = await self.blocking(self._request, client, run)
-            quote = "" if self._adopts else str(await self.blocking(client.quote, request))
-            self.log.info("%s", quote or "an earlier try has asked for them already")
             lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
             link = await self.blocking(client.services.baremetal.address_of, lease.nodes[0].id)
         except BaseException:
@@ -80,7 +86,7 @@ class ProvisionTrigger(MlopsTrigger):
             "generation": lease.generation,
             "nodes": [node.name for node in lease.nodes],
             "deadline": to_iso(lease.deadline),
-            "quote": quote,
+            "quote": self.quote,
             "link": link,
         }
 
@@ -90,18 +96,16 @@ class ProvisionTrigger(MlopsTrigger):
 
     async def on_kill(self) -> None:
         """A person ended the task: give back what it got, unless another try has taken it over already."""
-        run = self._run
-        if run is not None:
-            await self.caretaker.finish(self._give_back(run))
+        await self.caretaker.finish(self._give_back())
 
-    async def _give_back(self, run: Run) -> None:
-        if await self.blocking(_is_mine, run, self.generation):
-            client = await self.client()
+    async def _give_back(self) -> None:
+        client = await self.client()
+        run = self._run or await self.blocking(client.find, self.run_name)
+        if run is not None and await self.blocking(self._is_mine, run):
             await adrive(run.releasing(EndReason.CANCELLED), client.services.clock)
 
     def _request(self, client: Client, run: Run) -> LeaseRequest:
-        earlier = run.history().generations.get(self.generation)
-        self._adopts = earlier is not None and earlier.request is not None
+        self._adopts = any(writer != self.asked_by for writer in self._askers(run))
         return LeaseRequest(
             nodes=self.nodes,
             resource_class=self.resource_class,
@@ -109,6 +113,19 @@ class ProvisionTrigger(MlopsTrigger):
             deadline=client.services.baremetal.now() + timedelta(hours=self.hours),
             wait_s=self.wait_s,
         )
+
+    def _is_mine(self, run: Run) -> bool:
+        """Whether this trigger's own process, or the task that began it, was the last to ask for the lease."""
+        askers = self._askers(run)
+        return run.generation == self.generation and bool(askers) and askers[-1] in {run.journal.writer, self.asked_by}
+
+    def _askers(self, run: Run) -> list[str]:
+        """Journal writers that asked for this generation's lease, oldest first."""
+        return [
+            entry.writer
+            for entry in run.journal.entries()
+            if entry.action == "lease" and entry.kind is EntryKind.INTENT and entry.generation == self.generation
+        ]
 
 
 class ReleaseTrigger(MlopsTrigger):
@@ -141,13 +158,3 @@ def returned(run: Run) -> dict[str, Any]:
     pieces = [piece for generation in run.history().generations.values() for piece in generation.pieces.values()]
     outcomes = {p.node_name or p.name: p.evidence.outcome.value for p in pieces if p.evidence is not None}
     return {"run": run.key, "machines": outcomes}
-
-
-def _is_mine(run: Run, generation: int) -> bool:
-    """Whether this trigger's own process was the last to ask for this generation's lease."""
-    asked = [
-        entry
-        for entry in run.journal.entries()
-        if entry.action == "lease" and entry.kind is EntryKind.INTENT and entry.generation == generation
-    ]
-    return run.generation == generation and bool(asked) and asked[-1].writer == run.journal.writer

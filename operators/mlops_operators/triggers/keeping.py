@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from enum import StrEnum
 
+from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.keeper import LoopKeeper
 from mlops_sdk.run import Run
@@ -54,11 +55,13 @@ class Caretaker:
     Attributes:
         loop: Which.
         keeper: Calls the heartbeats of all its runs.
+        clients: Of each deployment, by its three connections.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.keeper = LoopKeeper(loop)
         self.loop = loop
+        self.clients: dict[tuple[str, str, str], Client] = {}
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Future[None]] = set()
 

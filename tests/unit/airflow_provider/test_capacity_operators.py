@@ -25,7 +25,7 @@ def cloud(monkeypatch) -> FakeCloud:
     """The deployment that the connections lead to."""
     cloud = FakeCloud()
 
-    async def aclient(_hook, *, keeper=None):
+    async def aclient(_hook, *, keeper=None, earlier=None):
         return cloud.client(keeper=keeper)
 
     monkeypatch.setattr(DeploymentHook, "client", lambda _hook: cloud.client())
@@ -68,17 +68,49 @@ def test_machines_are_leased_and_given_back(cloud):
 
 def test_the_generation_is_stored_before_anything_is_created(cloud):
     task = provision()
-    task.defer()
+    cloud.faults.fail_at("create_credential", 1, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        task.defer()
     assert task.store.values == {"generation": 1}
     assert not cloud.allocations
     assert not cloud.credentials
+
+
+def test_machines_deploy_while_airflow_starts_the_trigger(cloud):
+    deferred = provision().defer()
+    assert len(cloud.held) == 2
+    assert {machine.shown.provision_state for machine in cloud.machines.values() if machine.shown.allocation_id} == {
+        "deploying"
+    }
+    cloud.clock.sleep(20)
+    since = len(cloud.faults.calls)
+    asyncio.run(event_of(stored(deferred)))
+    assert not {"create_allocation", "deploy"} & set(cloud.faults.calls[since:])
+
+
+def test_a_task_killed_before_there_is_a_trigger_leaves_what_its_next_try_adopts(cloud):
+    task = provision()
+    task.defer()  # and what it deferred to is lost with it
+    held = dict(cloud.held)
+    assert task.run()["generation"] == 1
+    assert cloud.held == held
+
+
+def test_a_task_killed_before_there_is_a_trigger_is_not_renewed_and_the_reaper_returns_it(cloud):
+    provision().defer()
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s + cloud.settings.lease.clock_skew_s + 1)
+    cloud.reaper().reap_once()
+    assert nothing_is_held(cloud)
 
 
 def test_the_trigger_row_holds_names_only(cloud):
     deferred = provision().defer()
     path, arguments = deferred.trigger.serialize()
     assert path == "mlops_operators.triggers.capacity.ProvisionTrigger"
-    assert json.loads(json.dumps(arguments)) == {
+    arguments = json.loads(json.dumps(arguments))
+    assert arguments.pop("asked_by").startswith("run-")
+    assert arguments.pop("quote").startswith("2 x gpu.h200.8x: now")
+    assert arguments == {
         "run_name": NAME,
         "openstack_conn_id": "mlops_openstack",
         "s3_conn_id": "mlops_s3",
@@ -90,7 +122,7 @@ def test_the_trigger_row_holds_names_only(cloud):
         "hours": 1.0,
         "wait_s": 5.0,
     }
-    assert stored(deferred).serialize() == (path, arguments)
+    assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)
 
 
@@ -145,7 +177,8 @@ def test_too_few_machines_may_be_tried_again_a_refused_login_may_not(cloud):
     with pytest.raises(NoCapacity, match="5 x gpu"):
         provision(nodes=5).run()
     cloud.faults.clear()
-    cloud.faults.fail_at("create_credential", 1, error=AccessDenied("Keystone refused us", next_step="check it"))
+    for call in (1, 2):  # the task's, and the trigger's
+        cloud.faults.fail_at("create_credential", call, error=AccessDenied("Keystone refused us", next_step="check it"))
     with pytest.raises(AirflowFailException, match=r"Keystone refused us.*check it"):
         provision().run()
     assert nothing_is_held(cloud)

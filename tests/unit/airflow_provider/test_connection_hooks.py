@@ -101,6 +101,14 @@ def test_a_trigger_reads_the_same_without_blocking(connections):
     assert asyncio.run(DeploymentHook().asettings()) == DeploymentHook().settings()
 
 
+def test_a_client_that_is_logged_in_is_used_again_until_a_connection_changes(connections):
+    first = asyncio.run(DeploymentHook().aclient())
+    assert asyncio.run(DeploymentHook().aclient(earlier=first)) is first
+    connections(mlops_s3={**CONNECTIONS["mlops_s3"], "password": "rotated"})
+    second = asyncio.run(DeploymentHook().aclient(earlier=first))
+    assert second.settings.s3.secret_access_key.get_secret_value() == "rotated"
+
+
 def test_the_environment_of_a_worker_does_not_override_a_connection(connections, monkeypatch):
     monkeypatch.setenv("MLOPS_S3__BUCKET", "another")
     monkeypatch.setenv("MLOPS_OWNER", "somebody")

@@ -66,7 +66,7 @@ class Job:
 def cloud(monkeypatch) -> FakeCloud:
     cloud = FakeCloud()
 
-    async def aclient(_hook, *, keeper=None):
+    async def aclient(_hook, *, keeper=None, earlier=None):
         return cloud.client(keeper=keeper)
 
     def place_order(client, run, *, model_name, program, code, data, data_revision):
