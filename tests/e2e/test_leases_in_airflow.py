@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlops_sdk.journal import EntryKind
 from support import eventually
 from support_turns import Turn, service
 
@@ -75,10 +76,12 @@ def test_a_training_that_a_person_fails_ends_on_the_machines_and_all_is_given_ba
     assert turn.run.prove().complete
 
 
-def test_a_provision_that_a_person_fails_gives_back_what_it_got(start: Callable[..., Turn]):
+def test_a_provision_that_a_person_fails_gives_back_what_it_got(start: Callable[..., Turn], fault: Callable[..., None]):
+    fault(deploy="hang")
     turn = start()
     turn.wait_for("provision", "deferred")
-    eventually(lambda: "machine.deploy" in actions(turn), within_s=60, what="a machine is being deployed")
+    eventually(lambda: lease_intents(turn) > 1, within_s=60, what="the trigger has taken over what the task asked for")
+    assert "machine.deploy" in actions(turn)
     turn.airflow.rest.set_task_state(turn.dag, turn.id, "provision", "failed")
     turn.end()
     eventually(lambda: turn.run.prove().complete, within_s=60, what="it is back")
@@ -112,6 +115,10 @@ def test_machines_that_cannot_be_had_are_asked_for_again_and_the_failure_says_wh
     assert "could not get 9 x gpu.h200.8x" in log
     assert "mlops lease list" in log
     assert turn.run.prove().complete
+
+
+def lease_intents(turn: Turn) -> int:
+    return sum(entry.action == "lease" and entry.kind is EntryKind.INTENT for entry in turn.run.journal.entries())
 
 
 def actions(turn: Turn) -> set[str]:
