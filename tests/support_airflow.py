@@ -65,13 +65,16 @@ class Task:
         try:
             return self.operator.execute(self.context())
         except TaskDeferred as deferred:
-            pending = deferred
+            return self.finish(deferred)
+
+    def finish(self, deferred: TaskDeferred) -> Any:
+        """The rest of a try, deferred again as often as it wants."""
         while True:
-            event = asyncio.run(event_of(stored(pending)))
+            event = asyncio.run(event_of(stored(deferred)))
             try:
-                return self.resume(pending, event)
-            except TaskDeferred as deferred:
-                pending = deferred
+                return self.resume(deferred, event)
+            except TaskDeferred as again:
+                deferred = again
 
 
 def stored(deferred: TaskDeferred) -> Any:

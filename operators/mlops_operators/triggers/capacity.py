@@ -8,7 +8,7 @@ from typing import Any
 from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
 from mlops_sdk.client import Client
-from mlops_sdk.errors import MlopsError, NodeFailed
+from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.run import Run
 from mlops_sdk.steps import adrive
@@ -91,8 +91,11 @@ class ProvisionTrigger(MlopsTrigger):
         }
 
     def failed(self, error: MlopsError) -> dict[str, Any]:
-        """The event of a failure; says whether it was about machines of an earlier try."""
-        return {**super().failed(error), "adopted": self._adopts}
+        """The event of a failure; says whether it was about machines of an earlier try, or those that the task got.
+
+        Nobody renews between task and trigger: when that took too long, the reaper has taken them back.
+        """
+        return {**super().failed(error), "adopted": self._adopts or isinstance(error, LeaseLost)}
 
     async def on_kill(self) -> None:
         """A person ended the task: give back what it got, unless another try has taken it over already."""

@@ -103,6 +103,15 @@ def test_a_task_killed_before_there_is_a_trigger_is_not_renewed_and_the_reaper_r
     assert nothing_is_held(cloud)
 
 
+def test_a_trigger_that_starts_too_late_does_not_cost_the_task_a_try(cloud):
+    task = provision()
+    deferred = task.defer()
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s + cloud.settings.lease.clock_skew_s + 1)
+    cloud.reaper().reap_once()
+    assert task.finish(deferred)["generation"] == 2
+    assert len(cloud.held) == 2
+
+
 def test_the_trigger_row_holds_names_only(cloud):
     deferred = provision().defer()
     path, arguments = deferred.trigger.serialize()
