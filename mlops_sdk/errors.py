@@ -9,7 +9,8 @@
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
-    │   └── LeasesOverdue          something is held past its time, and nobody has taken it back
+    │   ├── LeasesOverdue          something is held past its time, and nobody has taken it back
+    │   └── CardNotDivisible       an accelerator cannot be divided or used as asked
     ├── RemoteCommandError
     │   ├── HostKeyMismatch        the machine at the address is not the machine that was leased
     │   └── JobFailed              the program on the nodes ended with an error; names rank, node and log
@@ -113,6 +114,10 @@ class LeasesOverdue(CapacityError):
     """Something is held past its time, and nobody has taken it back (yet: the reaper may be about to)."""
 
     retriable = True
+
+
+class CardNotDivisible(CapacityError):
+    """An accelerator cannot be divided or used as asked: it is another model, or has fewer places."""
 
 
 class RemoteCommandError(MlopsError):

@@ -8,6 +8,7 @@ import sys
 import click
 import stamina.instrumentation
 
+from mlops_sdk.cli.accelerators import accelerators
 from mlops_sdk.cli.alerts import alerts
 from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
@@ -44,6 +45,7 @@ def main(verbose: bool) -> None:
 main.add_command(local)
 main.add_command(runs)
 main.add_command(lease)
+main.add_command(accelerators)
 main.add_command(reap)
 main.add_command(webhooks)
 main.add_command(alerts)
