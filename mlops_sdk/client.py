@@ -13,23 +13,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mlops_sdk.capacity import quote as pricing
 from mlops_sdk.capacity.cost import node_seconds, price_of
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
-from mlops_sdk.cloud import Cloud
-from mlops_sdk.config import KeystoneSettings, MlflowSettings, Settings
+from mlops_sdk.capacity.quote import Quote
+from mlops_sdk.config import MlflowSettings, Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import History, read_history
-from mlops_sdk.identity.credential import CredentialBroker
-from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.journal import Journal
 from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.names import run_id_for
 from mlops_sdk.names import run_key as key_of
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.run import Run
-from mlops_sdk.services import Services
+from mlops_sdk.services import Services, connect_services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +87,7 @@ class Client:
         """What runs of this client talk to."""
         with self._lock:
             if self._services is None:
-                self._services = _connect(self.settings, self._keeper)
+                self._services = connect_services(self.settings, self._keeper)
             return self._services
 
     @property
@@ -112,7 +108,7 @@ class Client:
     def find(self, name: str) -> Run | None:
         """The run by this name, continued; None when it never began. Creates nothing."""
         run_id = run_id_for(self.settings.deployment_id, name)
-        if Journal(self.store, key_of(run_id), now=self.services.baremetal.now).first() is None:
+        if Journal(self.store, key_of(run_id), now=self.services.now).first() is None:
             return None
         return self._open(run_id, name, self.settings.owner)
 
@@ -125,7 +121,7 @@ class Client:
             MlopsError: there is no such run.
         """
         key = _key(id)
-        first = Journal(self.store, key, now=self.services.baremetal.now).first()
+        first = Journal(self.store, key, now=self.services.now).first()
         if first is None:
             raise MlopsError(
                 f"there is no run {str(id)!r} in bucket {self.store.bucket!r}", next_step="see `mlops runs list`"
@@ -134,18 +130,9 @@ class Client:
             uuid.UUID(str(first.data["run_id"])), str(first.data.get("name", "")), str(first.data.get("owner", ""))
         )
 
-    def quote(self, request: LeaseRequest) -> pricing.Quote:
+    def quote(self, request: LeaseRequest) -> Quote:
         """What a request would cost until its deadline, and whether it could be met now."""
-        baremetal = self.services.baremetal
-        machines = list(baremetal.list_machines())
-        return pricing.quote(
-            request,
-            machines=machines,
-            allocations=baremetal.list_allocations(),
-            prices=self.settings.node_seconds_price,
-            currency=self.settings.currency,
-            now=baremetal.now(),
-        )
+        return self.services.provider(request.provider).quote(request)
 
     def runs(self) -> list[RunSummary]:
         """All runs of the deployment, oldest first, from their journals."""
@@ -154,29 +141,13 @@ class Client:
 
     def summary(self, key: str) -> RunSummary:
         """One run, from its journal."""
-        history = read_history(Journal(self.store, key, now=self.services.baremetal.now).entries())
-        return _summary(key, history, self.settings, self.services.baremetal.now())
+        history = read_history(Journal(self.store, key, now=self.services.now).entries())
+        return _summary(key, history, self.settings, self.services.now())
 
     def _open(self, run_id: uuid.UUID, name: str, owner: str) -> Run:
         run = Run(self.services, run_id=run_id, name=name, owner=owner)
         run.open()
         return run
-
-
-def _connect(settings: Settings, keeper: Keeper) -> Services:
-    cloud = Cloud(settings.keystone)
-
-    def connect(login: KeystoneSettings) -> BaremetalApi:
-        return IronicApi(Cloud(login))
-
-    return Services(
-        settings=settings,
-        store=ObjectStore.open(settings.s3),
-        broker=CredentialBroker(KeystoneCredentials(cloud), settings.broker_key),
-        baremetal=IronicApi(cloud),
-        connect=connect,
-        keeper=keeper,
-    )
 
 
 def _summary(key: str, history: History, settings: Settings, now: datetime) -> RunSummary:

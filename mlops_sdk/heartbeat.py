@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from mlops_sdk.capacity.lease import to_iso
-from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
+from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import MlopsError, RemoteError
@@ -52,7 +52,7 @@ class RunHeartbeat:
         self._now = now
         self._clock = clock
         self._keeper = keeper
-        self._leases: IronicLeases | None = None
+        self._provider: Provider | None = None
         self._grant: Grant | None = None
         self._last = clock.monotonic()
         self._beating = threading.Lock()
@@ -68,14 +68,14 @@ class RunHeartbeat:
         """Beat once here, so that a failure is seen before anything is created; then let the keeper go on."""
         self.stop()
         self._grant = grant
-        self._leases = None
+        self._provider = None
         self._rests = False
         self.beat()
         self._stop = self._keeper.keep(self._again, self._settings.renew_for_s / _BEATS_PER_RENEWAL)
 
-    def renew_through(self, leases: IronicLeases) -> None:
+    def renew_through(self, provider: Provider) -> None:
         """From now on a beat renews the allocations too."""
-        self._leases = leases
+        self._provider = provider
 
     def all_there(self) -> None:
         """Every machine was just seen: a beat that renewed while they were being asked for counts no more."""
@@ -123,12 +123,12 @@ class RunHeartbeat:
                 self.error = None
 
     def _beat(self) -> None:
-        grant, leases = self._grant, self._leases
+        grant, provider = self._grant, self._provider
         now = self._now()
         if grant is None or now > grant.request.deadline:
             return
-        if leases is not None:
-            self.renewed = leases.renew(grant)
+        if provider is not None:
+            self.renewed = provider.renew(grant)
         body = {
             "run_id": str(grant.run_id),
             "generation": grant.generation,
@@ -138,6 +138,6 @@ class RunHeartbeat:
         try:
             self._store.put_json(self._key, body)
         except RemoteError:
-            if leases is None:
+            if provider is None:
                 raise
         self._last = self._clock.monotonic()

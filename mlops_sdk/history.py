@@ -9,7 +9,7 @@ from typing import Any
 
 from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.lease import LeaseRequest, LeaseState, from_iso, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, LeaseState, from_iso, to_iso
 from mlops_sdk.journal import Entry, EntryKind
 
 
@@ -140,17 +140,19 @@ def request_to_json(request: LeaseRequest) -> dict[str, Any]:
         "traits": list(request.traits),
         "deadline": to_iso(request.deadline),
         "wait_s": request.wait_s,
+        "provider": request.provider,
     }
 
 
 def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
-    """A request from the journal."""
+    """A request from the journal; one that names no provider was written when Ironic was the only one."""
     return LeaseRequest(
         nodes=int(data["nodes"]),
         resource_class=str(data["resource_class"]),
         traits=tuple(data["traits"]),
         deadline=from_iso(str(data["deadline"])),
         wait_s=float(data["wait_s"]),
+        provider=str(data.get("provider", DEFAULT_PROVIDER)),
     )
 
 

@@ -11,9 +11,9 @@ from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.providers.ironic import Grant, IronicLeases
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
-from mlops_sdk.capacity.providers.ironic_release import Held
+from mlops_sdk.capacity.owned import Held
+from mlops_sdk.capacity.provider import Grant, Provider
+from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import Generation, Piece, read_history
@@ -55,7 +55,7 @@ class Holding:
         self._run_id = run_id
         self._owner = owner
         self._grant: Grant | None = None
-        self._leases: IronicLeases | None = None
+        self._provider: Provider | None = None
 
     def state(self) -> Generation:
         """What the journal tells of it."""
@@ -71,22 +71,28 @@ class Holding:
         return found or Generation(number=self.number)
 
     def ask(self, request: LeaseRequest) -> None:
-        """From now on this is what is held or wanted: giving back covers all of it."""
-        self._grant = self._grant_of(request)
+        """From now on this is what is held or wanted: giving back covers all of it.
+
+        Raises:
+            SettingsError: this deployment has no such provider.
+        """
+        grant = self._grant_of(request)
+        self._open(grant)
+        self._grant = grant
 
     def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
         """Credential and machines, look-up-or-create; renewed from the first moment on."""
-        leases, grant, deployed = self._begin(request)
-        nodes = yield from leases.acquire(grant, deployed=deployed)
+        provider, grant, deployed = self._begin(request)
+        nodes = yield from provider.acquire(grant, deployed=deployed)
         self._heartbeat.all_there()
         return nodes
 
     def begin(self, request: LeaseRequest) -> Steps[None]:
         """As `get`, without waiting for the machines."""
-        leases, grant, deployed = self._begin(request)
-        yield from leases.begin(grant, deployed=deployed)
+        provider, grant, deployed = self._begin(request)
+        yield from provider.begin(grant, deployed=deployed)
 
-    def _begin(self, request: LeaseRequest) -> tuple[IronicLeases, Grant, set[str]]:
+    def _begin(self, request: LeaseRequest) -> tuple[Provider, Grant, set[str]]:
         """The credential; leases through it, for whom, and which allocations had a deployment."""
         grant = self._grant = self._grant_of(request)
         self._heartbeat.start(grant)
@@ -98,12 +104,11 @@ class Holding:
             grace_s=self._settings.lease.grace_s,
         )
         with self._boundaries.around("credential.create", wanted.name, generation=self.number) as detail:
-            self.credential = self._services.broker.mint(wanted, now=self._services.baremetal.now())
+            self.credential = self._services.broker.mint(wanted, now=self._services.now())
             detail.update(credential_id=self.credential.id, expires_at=to_iso(self.credential.expires_at))
-        api = self._services.connect(self.credential.login(self._settings.keystone))
-        self._leases = self._on(api)
-        self._heartbeat.renew_through(self._leases)
-        return self._leases, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
+        self._provider = self._open(grant, self.credential.login(self._settings.keystone))
+        self._heartbeat.renew_through(self._provider)
+        return self._provider, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
 
     def give_back(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Machines, claims, credential. Idempotent."""
@@ -111,22 +116,22 @@ class Holding:
         self._drop_stale_claims({item.resource for item in evidence if item.clean})
         self._revoke(resource_name(self._run_id, self.number, "cred"))
         self.credential = None
-        self._leases = None
+        self._provider = None
         return evidence
 
     def _give_back_machines(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Through the run's own credential while there is one; through the broker's login when it is gone."""
         grant = self._grant or self._grant_of(known(generation.request))
         todo = [_held(generation, name) for name in grant.names]
-        leases = self._leases or self._on(self._services.baremetal)
+        provider = self._provider or self._open(grant)
         on_evidence = partial(self._note_evidence, generation, grant)
         try:
-            return (yield from leases.release(grant, todo, reason=reason, on_evidence=on_evidence))
+            return (yield from provider.release(grant, todo, reason=reason, on_evidence=on_evidence))
         except AccessDenied:
-            if self._leases is None:
+            if self._provider is None:
                 raise
-            leases = self._on(self._services.baremetal)
-            return (yield from leases.release(grant, todo, reason=reason, on_evidence=on_evidence))
+            provider = self._open(grant)
+            return (yield from provider.release(grant, todo, reason=reason, on_evidence=on_evidence))
 
     def _grant_of(self, request: LeaseRequest) -> Grant:
         return Grant(
@@ -138,9 +143,10 @@ class Holding:
             broker_key=self._settings.broker_key,
         )
 
-    def _on(self, api: BaremetalApi) -> IronicLeases:
+    def _open(self, grant: Grant, login: KeystoneSettings | None = None) -> Provider:
+        """The provider of what was asked for, through the run's own login or (None) the broker's."""
         boundary = partial(self._boundaries.around, generation=self.number)
-        return IronicLeases(api, self._fence, self._settings.lease, self._services.clock, boundary=boundary)
+        return self._services.provider(grant.request.provider, login=login, fence=self._fence, boundary=boundary)
 
     def _drop_stale_claims(self, clean: set[str]) -> None:
         """Remove claims on our own pieces that a dead process left, once the machines are back and clean."""

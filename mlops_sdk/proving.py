@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from mlops_sdk.capacity.evidence import NodeEvidence, Outcome, judge_outcome
+from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER
+from mlops_sdk.capacity.owned import Held, Seen, Standing
+from mlops_sdk.capacity.provider import Provider
 from mlops_sdk.history import Generation, History, Piece
 from mlops_sdk.identity.credential import CredentialBroker
 from mlops_sdk.proof import Proof, ProofItem, ProofKind
+from mlops_sdk.services import Services
 
 
-def prove(
-    run_key: str,
-    history: History,
-    *,
-    baremetal: BaremetalApi,
-    broker: CredentialBroker,
-    fence: Fence,
-    skew_s: float,
-) -> Proof:
+def prove(run_key: str, history: History, services: Services, fence: Fence) -> Proof:
     """One item per allocation, machine and credential that was ever intended, and per claim that is left."""
     items: list[ProofItem] = []
     for generation in history.generations.values():
+        asked = generation.request.provider if generation.request else DEFAULT_PROVIDER
+        provider = services.provider(asked, fence=fence)
         for piece in generation.pieces.values():
-            items.extend(_prove_piece(piece, baremetal, skew_s))
-        items.extend(_prove_credential(generation, broker))
+            items.extend(_prove_piece(piece, provider))
+        items.extend(_prove_credential(generation, services.broker))
     items.extend(
         ProofItem(
             kind=ProofKind.FENCE,
@@ -38,24 +35,23 @@ def prove(
     return Proof(run_key=run_key, items=tuple(items))
 
 
-def _prove_piece(piece: Piece, baremetal: BaremetalApi, skew_s: float) -> list[ProofItem]:
-    allocation = baremetal.get_allocation(piece.name)
+def _prove_piece(piece: Piece, provider: Provider) -> list[ProofItem]:
+    evidence = piece.evidence
+    written_down = evidence is not None and evidence.outcome is not Outcome.PENDING
+    node_id = "" if written_down else piece.node_id
+    seen = provider.inspect(Held(name=piece.name, node_id=node_id, deployed=piece.deployed, since=piece.since))
     items = [
         ProofItem(
             kind=ProofKind.ALLOCATION,
             resource=piece.name,
-            returned=allocation is None,
-            evidence="Ironic knows no allocation of this name"
-            if allocation is None
-            else f"state {allocation.state!r}, machine {allocation.node_id or 'none'}",
+            returned=seen.standing is not Standing.HELD,
+            evidence=seen.words,
         )
     ]
-    if not piece.node_id and not (piece.evidence and piece.evidence.node_id):
-        return items
-    if piece.evidence is not None and piece.evidence.outcome is not Outcome.PENDING:
-        items.append(_from_evidence(piece.evidence))
-    else:
-        items.append(_from_machine(piece, baremetal, skew_s))
+    if evidence is not None and written_down and (piece.node_id or evidence.node_id):
+        items.append(_from_evidence(evidence))
+    elif seen.outcome is not None:
+        items.append(_from_machine(piece, seen, seen.outcome))
     return items
 
 
@@ -79,23 +75,13 @@ def _to_seconds(moment: str) -> str:
     return f"{moment[:19]}Z" if moment else "at an unknown time"
 
 
-def _from_machine(piece: Piece, baremetal: BaremetalApi, skew_s: float) -> ProofItem:
-    """Nobody wrote down how this one ended (its releaser died): judge by what the machine itself shows now."""
-    machine = baremetal.get_machine(piece.node_id)
-    outcome = judge_outcome(
-        machine,
-        deployed=piece.deployed,
-        saw_cleaning=False,
-        started_at=piece.since or baremetal.now(),
-        skew_s=skew_s,
-    )
-    state = machine.provision_state if machine else "not visible"
-    cleaned = f", cleaned {machine.cleaned_at:%Y-%m-%dT%H:%M:%S}Z" if machine and machine.cleaned_at else ""
+def _from_machine(piece: Piece, seen: Seen, outcome: Outcome) -> ProofItem:
+    """Nobody wrote down how this one ended (its releaser died): judged by what the machine itself shows now."""
     return ProofItem(
         kind=ProofKind.MACHINE,
         resource=piece.node_name or piece.node_id,
         returned=outcome in {Outcome.CLEANED, Outcome.NEVER_DEPLOYED},
-        evidence=f"{outcome.value} ({state}{cleaned}), seen now",
+        evidence=f"{outcome.value} ({seen.machine_words}), seen now",
     )
 
 

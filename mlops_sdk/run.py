@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Self
 
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity
@@ -82,9 +81,9 @@ class Run:
         self.name = name
         self.owner = owner
         self.prefix = f"runs/{self.key}"
-        self.journal = Journal(services.store, self.key, now=services.baremetal.now)
+        self.journal = Journal(services.store, self.key, now=services.now)
         self.generation = 1
-        self._fence = Fence(services.store, now=services.baremetal.now, ttl_s=self.settings.lease.renew_for_s)
+        self._fence = services.fence()
         self._boundaries = Boundaries(self.journal)
         self._holding: Holding | None = None
         self._lease: Lease | None = None
@@ -92,7 +91,7 @@ class Run:
             self.store,
             self.prefix,
             settings=self.settings.lease,
-            now=services.baremetal.now,
+            now=services.now,
             clock=services.clock,
             keeper=services.keeper,
         )
@@ -239,7 +238,7 @@ class Run:
         if self._lease is None:
             raise LeaseLost(f"run {self.key!r} holds no lease", next_step="call run.lease() first")
         seen = ""
-        if self._services.baremetal.now() > self._lease.deadline:
+        if self._services.now() > self._lease.deadline:
             seen = f"the deadline {to_iso(self._lease.deadline)} has passed"
         elif self._heartbeat.renewed < len(self._lease.nodes):
             seen = f"{self._heartbeat.renewed} of {len(self._lease.nodes)} allocations are still there"
@@ -295,14 +294,7 @@ class Run:
 
     def prove(self) -> Proof:
         """Everything this run ever created, with the evidence that it was given back. Looks; changes nothing."""
-        return prove(
-            self.key,
-            self.history(),
-            baremetal=self._services.baremetal,
-            broker=self._services.broker,
-            fence=self._fence,
-            skew_s=self.settings.lease.clock_skew_s,
-        )
+        return prove(self.key, self.history(), self._services, self._fence)
 
     # Ends of the process's care
 

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.boundary import Boundary, no_boundary
+from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.provider import Party, Provider
+from mlops_sdk.capacity.providers import ironic
+from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
 from mlops_sdk.clock import Clock, SystemClock
+from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings, Settings
+from mlops_sdk.errors import SettingsError
 from mlops_sdk.identity.credential import CredentialBroker
+from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.objects import ObjectStore
+
+OpenProvider = Callable[[KeystoneSettings | None, Party], Provider]
+"""A provider through a login (None: the broker's own) for a party."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What a run talks to. `Client` builds it; tests put fakes in.
+    """What a run talks to. `connect_services` builds it; tests put fakes in.
 
     Attributes:
         settings: The deployment.
         store: Its bucket.
         broker: Mints and revokes credentials, with the broker's own login.
-        baremetal: Ironic through the broker's login: clock, quotes, proofs, release when the run's credential is gone.
+        baremetal: Ironic through the broker's login.
         connect: Ironic through another login: each run's own.
         clock: Durations and pauses.
         keeper: Calls the heartbeats of runs.
+        others: Providers besides Ironic, by name.
     """
 
     settings: Settings
@@ -34,3 +47,70 @@ class Services:
     connect: Callable[[KeystoneSettings], BaremetalApi]
     clock: Clock = field(default_factory=SystemClock)
     keeper: Keeper = field(default_factory=ThreadKeeper)
+    others: Mapping[str, OpenProvider] = field(default_factory=dict[str, OpenProvider])
+
+    def now(self) -> datetime:
+        """The deployment's clock, by which journals are dated and claims expire: Ironic's."""
+        return self.baremetal.now()
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Names of the providers that this deployment has."""
+        return (ironic.NAME, *self.others)
+
+    def fence(self) -> Fence:
+        """A claimant of its own."""
+        return Fence(self.store, now=self.now, ttl_s=self.settings.lease.renew_for_s)
+
+    def provider(
+        self,
+        name: str,
+        *,
+        login: KeystoneSettings | None = None,
+        by: Literal["run", "reaper"] = "run",
+        fence: Fence | None = None,
+        boundary: Boundary = no_boundary,
+    ) -> Provider:
+        """A provider, by name, through a login.
+
+        Args:
+            name: As in `LeaseRequest.provider`.
+            login: Whose; None is the broker's own.
+            by: Who acts.
+            fence: The claims of who acts; None makes a claimant of its own.
+            boundary: Told before and after each call that changes something.
+
+        Raises:
+            SettingsError: this deployment has no such provider.
+
+        Example:
+            >>> services.provider("ironic").quote(request)  # doctest: +SKIP
+        """
+        fence = fence or self.fence()
+        party = Party(settings=self.settings, fence=fence, clock=self.clock, by=by, boundary=boundary)
+        if name == ironic.NAME:
+            return ironic.IronicLeases(self.baremetal if login is None else self.connect(login), party)
+        if name not in self.others:
+            raise SettingsError(
+                f"this deployment has no provider {name!r}",
+                seen=f"it has {', '.join(self.providers)}",
+                next_step="ask one of these for machines, or configure the other",
+            )
+        return self.others[name](login, party)
+
+
+def connect_services(settings: Settings, keeper: Keeper | None = None) -> Services:
+    """The real services of a deployment. Each is connected to at its first use."""
+    cloud = Cloud(settings.keystone)
+
+    def connect(login: KeystoneSettings) -> BaremetalApi:
+        return IronicApi(Cloud(login))
+
+    return Services(
+        settings=settings,
+        store=ObjectStore.open(settings.s3),
+        broker=CredentialBroker(KeystoneCredentials(cloud), settings.broker_key),
+        baremetal=IronicApi(cloud),
+        connect=connect,
+        keeper=keeper or ThreadKeeper(),
+    )

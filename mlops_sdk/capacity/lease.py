@@ -7,7 +7,7 @@ out; `providers/ironic.py` looks, asks these tables, and acts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 from mlops_sdk.names import parse_resource_name
 
 MARKER = "mlops"
+DEFAULT_PROVIDER = "ironic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +24,11 @@ class LeaseRequest:
 
     Attributes:
         nodes: How many machines.
-        resource_class: Ironic resource class.
+        resource_class: The provider's word for a kind of machine (Ironic: resource class; hosts: class of their pool).
         traits: Traits each machine must have.
         deadline: Hard end of the lease (aware UTC); the reaper takes the machines back after it.
         wait_s: How long to wait for capacity before `NoCapacity`; 0 asks once.
+        provider: Whose machines: one of those that the deployment has.
     """
 
     nodes: int
@@ -34,6 +36,7 @@ class LeaseRequest:
     deadline: datetime
     traits: tuple[str, ...] = ()
     wait_s: float = 0.0
+    provider: str = DEFAULT_PROVIDER
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -45,7 +48,8 @@ class LeaseRequest:
 
     def __str__(self) -> str:
         traits = f" with traits {', '.join(self.traits)}" if self.traits else ""
-        return f"{self.nodes} x {self.resource_class}{traits}"
+        whose = "" if self.provider == DEFAULT_PROVIDER else f" of {self.provider}"
+        return f"{self.nodes} x {self.resource_class}{traits}{whose}"
 
 
 class LeaseState(enum.Enum):
@@ -305,28 +309,12 @@ def overdue(*, deadline: datetime, renewed_until: datetime, now: datetime, skew_
     return None
 
 
-def due_for_return(
-    allocations: Iterable[Allocation], *, deployment_id: str, now: datetime, skew_s: float
-) -> list[tuple[Allocation, EndReason]]:
-    """The allocations that the reaper returns now: ours by name and by marker, and overdue. Never anybody else's."""
-    due: list[tuple[Allocation, EndReason]] = []
-    for allocation in allocations:
-        marker = allocation.marker
-        if marker is None or not belongs(allocation, deployment_id):
-            continue
-        reason = overdue(deadline=marker.deadline, renewed_until=marker.renewed_until, now=now, skew_s=skew_s)
-        if reason is not None:
-            due.append((allocation, reason))
-    return due
-
-
-def belongs(allocation: Allocation, deployment_id: str) -> bool:
-    """Whether an allocation is this deployment's: its name is one of ours and agrees with its marker."""
-    name = parse_resource_name(allocation.name)
-    marker = allocation.marker
-    if name is None or marker is None or marker.deployment_id != deployment_id:
+def belongs(name: str, marker: Marker | None, deployment_id: str) -> bool:
+    """Whether something is this deployment's: its name is one of ours and agrees with its marker."""
+    parsed = parse_resource_name(name)
+    if parsed is None or marker is None or marker.deployment_id != deployment_id:
         return False
-    return name.generation == marker.generation and name.index == str(marker.index)
+    return parsed.generation == marker.generation and parsed.index == str(marker.index)
 
 
 def to_iso(moment: datetime) -> str:

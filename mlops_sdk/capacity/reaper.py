@@ -1,8 +1,8 @@
 """Returns what dead runs hold. A supervised process of its own: ``python -m mlops_sdk.capacity.reaper``.
 
-It has its own credential and no memory: every period it lists what carries our marker and returns what is overdue by
-Ironic's clock, through the same release path and fence as the runs themselves. So nothing is held longer than the
-renewal time + one period + cleaning. It touches nothing that carries no marker of this deployment.
+It has its own credential and no memory: every period it lists, at every provider, what carries our marker, and returns
+what is overdue by the provider's clock, through the same release path and fence as the runs themselves. So nothing is
+held longer than the renewal time + one period + cleaning. It touches nothing that carries no marker of this deployment.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from functools import partial
 from typing import Any
 
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
-from mlops_sdk.capacity.fence import Claim, Fence
-from mlops_sdk.capacity.lease import Allocation, EndReason, belongs, due_for_return, overdue
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
-from mlops_sdk.capacity.providers.ironic_release import Held, Release
-from mlops_sdk.clock import Clock, SystemClock
-from mlops_sdk.cloud import Cloud
+from mlops_sdk.capacity.fence import Claim
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, Marker, belongs, overdue
+from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
+from mlops_sdk.capacity.provider import Provider, Returning
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import Piece, read_history
-from mlops_sdk.identity.credential import Alive, CredentialBroker, StoredCredential, why_dead
-from mlops_sdk.identity.keystone import KeystoneCredentials
+from mlops_sdk.identity.credential import Alive, StoredCredential, why_dead
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import ResourceName, parse_resource_name
-from mlops_sdk.objects import ObjectStore
+from mlops_sdk.services import Services, connect_services
 from mlops_sdk.supervised import run_until_stopped
 
 _LOG = logging.getLogger("mlops.reaper")
@@ -58,7 +55,7 @@ class ReapReport:
     due: tuple[Due, ...]
     evidence: tuple[NodeEvidence, ...]
     errors: tuple[str, ...]
-    others: int
+    not_due: int
 
     def to_json(self) -> dict[str, Any]:
         """For the CLI."""
@@ -66,7 +63,7 @@ class ReapReport:
             "due": [due.to_json() for due in self.due],
             "evidence": [item.to_json() for item in self.evidence],
             "errors": list(self.errors),
-            "not_ours_or_not_due": self.others,
+            "not_due": self.not_due,
         }
 
 
@@ -74,52 +71,39 @@ class Reaper:
     """One pass (`reap_once`) or for ever (`run`).
 
     Args:
-        settings: The deployment, with the reaper's own login.
-        store: Its bucket.
-        baremetal: Ironic through that login.
-        broker: Keystone through that login.
-        clock: Durations and pauses.
+        services: The deployment, through the reaper's own login.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: ObjectStore,
-        baremetal: BaremetalApi,
-        broker: CredentialBroker,
-        clock: Clock | None = None,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._baremetal = baremetal
-        self._broker = broker
-        self._clock = clock or SystemClock()
-        self._deployment = str(settings.deployment_id)
-        self._skew_s = settings.lease.clock_skew_s
-        self._fence = Fence(store, now=baremetal.now, ttl_s=settings.lease.renew_for_s)
-        self._in_flight: dict[str, Release] = {}
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._store = services.store
+        self._broker = services.broker
+        self._clock = services.clock
+        self._deployment = str(services.settings.deployment_id)
+        self._skew_s = services.settings.lease.clock_skew_s
+        self._fence = services.fence()
+        self._providers = {name: services.provider(name, by="reaper", fence=self._fence) for name in services.providers}
+        self._in_flight: dict[str, Returning] = {}
 
     @classmethod
     def connect(cls, settings: Settings) -> Reaper:
         """With the real services."""
-        cloud = Cloud(settings.keystone)
-        broker = CredentialBroker(KeystoneCredentials(cloud), settings.broker_key)
-        return cls(settings, ObjectStore.open(settings.s3), IronicApi(cloud), broker)
+        return cls(connect_services(settings))
 
     def reap_once(self, *, dry_run: bool = False) -> ReapReport:
         """One pass; waits until what it began to return is cleaned, or the cleaning time is up.
 
-        Raises:
-            MlopsError: Ironic's allocations could not be listed.
+        What does not answer is named in the report's errors; the rest is done all the same.
         """
-        due, others, errors = self._scan(dry_run=dry_run)
+        due, not_due, errors = self._scan(dry_run=dry_run)
         evidence: list[NodeEvidence] = []
         end = self._clock.monotonic() + self._settings.lease.clean_timeout_s
         while self._in_flight and self._clock.monotonic() < end:
             evidence.extend(self._step(errors))
             if self._in_flight:
                 self._clock.sleep(self._settings.lease.poll_s)
-        return ReapReport(due=tuple(due), evidence=tuple(evidence), errors=tuple(errors), others=others)
+        return ReapReport(due=tuple(due), evidence=tuple(evidence), errors=tuple(errors), not_due=not_due)
 
     def run(self, stop: threading.Event) -> None:
         """Passes until `stop`: a scan every period, in between what is under way is watched. Survives every outage."""
@@ -128,10 +112,7 @@ class Reaper:
         while not stop.is_set():
             errors: list[str] = []
             if self._clock.monotonic() >= next_scan:
-                try:
-                    _, _, errors = self._scan(dry_run=False)
-                except MlopsError as error:
-                    errors = [str(error)]
+                _, _, errors = self._scan(dry_run=False)
                 failures = failures + 1 if errors else 0
                 next_scan = self._clock.monotonic() + self._pause_s(failures)
             self._step(errors)
@@ -149,43 +130,47 @@ class Reaper:
 
     def _scan(self, *, dry_run: bool) -> tuple[list[Due], int, list[str]]:
         """Find what is due and (unless it is a dry run) begin to return it."""
-        allocations = list(self._baremetal.list_allocations())
-        now = self._baremetal.now()
-        found = due_for_return(allocations, deployment_id=self._deployment, now=now, skew_s=self._skew_s)
-        due = [Due(kind="allocation", resource=a.name, reason=reason) for a, reason in found]
+        due: list[Due] = []
         errors: list[str] = []
-        if not dry_run:
-            for allocation, reason in found:
-                self._begin(Held(name=allocation.name, node_id=allocation.node_id), reason, allocation.id)
-        for part in (partial(self._reap_credentials, now), self._sweep_rules, self._sweep_fences):
+        not_due = 0
+        for provider in self._providers.values():
+            try:
+                owned, overdue_here = self._look(provider)
+            except MlopsError as error:
+                errors.append(str(error))
+                continue
+            not_due += len(owned) - len(overdue_here)
+            due.extend(Due(kind=item.kind, resource=item.name, reason=reason) for item, reason in overdue_here)
+            if not dry_run:
+                for item, reason in overdue_here:
+                    self._begin(provider, item.held, reason, item.id)
+        for part in (self._reap_credentials, self._sweep_rules, self._sweep_fences):
             try:
                 due.extend(part(dry_run))
             except MlopsError as error:
                 errors.append(str(error))
-        return due, len(allocations) - len(found), errors
+        return due, not_due, errors
 
-    def _begin(self, held: Held, reason: EndReason, allocation_id: str) -> None:
+    def _look(self, provider: Provider) -> tuple[list[Owned], list[tuple[Owned, EndReason]]]:
+        owned = list(provider.list_owned())
+        now = provider.now()
+        return owned, due_for_return(owned, deployment_id=self._deployment, now=now, skew_s=self._skew_s)
+
+    def _begin(self, provider: Provider, held: Held, reason: EndReason, allocation_id: str) -> None:
         name = parse_resource_name(held.name)
         if name is None or allocation_id in self._in_flight:
             return
-        _LOG.info("returning", extra={"data": {"allocation": held.name, "reason": reason.value}})
-        self._in_flight[allocation_id] = Release(
-            self._baremetal,
-            self._fence,
-            held,
-            reason=reason,
-            entitled=self._entitled,
-            run_key=name.run_key,
-            by="reaper",
-            skew_s=self._skew_s,
+        _LOG.info("returning", extra={"data": {"resource": held.name, "by": provider.name, "reason": reason.value}})
+        entitled = partial(self._entitled, provider)
+        self._in_flight[allocation_id] = provider.returning(
+            held, reason=reason, entitled=entitled, run_key=name.run_key
         )
 
-    def _entitled(self, allocation: Allocation) -> bool:
+    def _entitled(self, provider: Provider, name: str, marker: Marker | None) -> bool:
         """Asked again before each action: the run may have renewed in between."""
-        marker = allocation.marker
-        if marker is None or not belongs(allocation, self._deployment):
+        if marker is None or not belongs(name, marker, self._deployment):
             return False
-        now = self._baremetal.now()
+        now = provider.now()
         return (
             overdue(deadline=marker.deadline, renewed_until=marker.renewed_until, now=now, skew_s=self._skew_s)
             is not None
@@ -234,8 +219,9 @@ class Reaper:
             since=piece.since,
         )
 
-    def _reap_credentials(self, now: datetime, dry_run: bool) -> list[Due]:
+    def _reap_credentials(self, dry_run: bool) -> list[Due]:
         due: list[Due] = []
+        now = self._services.now()
         for stored in list(self._broker.stored()):
             name = parse_resource_name(stored.name)
             reason = self._why_dead(stored, name, now)
@@ -278,28 +264,35 @@ class Reaper:
         """Claims that outlived their claimant: finish what it began, or remove the claim when nothing is left."""
         due: list[Due] = []
         for claim in list(self._fence.claims()):
-            if claim.live(self._baremetal.now()) or claim.resource_id in self._in_flight:
+            if claim.live(self._services.now()) or claim.resource_id in self._in_flight:
                 continue
-            if self._baremetal.get_allocation(claim.resource_id) is not None:
-                continue  # its allocation decides
+            provider = self._providers.get(str(claim.details.get("provider") or DEFAULT_PROVIDER))
+            if provider is None:
+                _LOG.error("a claim is of a provider that is not configured", extra={"data": dict(claim.details)})
+                continue
+            held = Held(
+                name=str(claim.details.get("name", "")),
+                allocation_id=claim.resource_id,
+                node_id=str(claim.details.get("node_id", "")),
+                deployed=True,
+            )
+            standing = provider.inspect(held).standing
+            if standing is Standing.HELD:
+                continue  # its lease decides
             due.append(Due(kind="fence", resource=claim.resource_id, reason=EndReason.NOT_RENEWED))
             if not dry_run:
-                self._finish_claim(claim)
+                self._finish_claim(provider, claim, held, standing)
         return due
 
-    def _finish_claim(self, claim: Claim) -> None:
-        """Ironic drops an allocation even when the tear-down failed; its machine then waits in `error` for another."""
-        node_id = str(claim.details.get("node_id", ""))
-        name = str(claim.details.get("name", ""))
-        machine = self._baremetal.get_machine(node_id) if node_id else None
-        if machine is not None and machine.provision_state == "error" and not machine.allocation_id:
-            held = Held(name=name, allocation_id=claim.resource_id, node_id=node_id, deployed=True)
-            self._begin(held, EndReason.NOT_RENEWED, claim.resource_id)
+    def _finish_claim(self, provider: Provider, claim: Claim, held: Held, standing: Standing) -> None:
+        """A provider may drop a lease though its machine did not get back; that one then waits for another try."""
+        if standing is Standing.UNFINISHED:
+            self._begin(provider, held, EndReason.NOT_RENEWED, claim.resource_id)
             return
         self._fence.drop(claim)
 
     def _journal(self, name: ResourceName) -> Journal:
-        return Journal(self._store, name.run_key, now=self._baremetal.now, writer="reaper")
+        return Journal(self._store, name.run_key, now=self._services.now, writer="reaper")
 
 
 def main(argv: list[str] | None = None, *, connect: Callable[[Settings], Reaper] = Reaper.connect) -> int:

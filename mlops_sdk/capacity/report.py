@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops_sdk.canonical import to_json
-from mlops_sdk.capacity.lease import END_TEXT, Allocation, belongs, to_iso
+from mlops_sdk.capacity.lease import END_TEXT, to_iso
+from mlops_sdk.capacity.owned import Owned
 from mlops_sdk.capacity.reaper import Due, Reaper
 from mlops_sdk.client import Client, RunSummary
 from mlops_sdk.errors import LeasesOverdue
@@ -15,7 +16,7 @@ from mlops_sdk.errors import LeasesOverdue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """One allocation of this deployment that exists now."""
+    """One machine that this deployment leases now."""
 
     name: str
     node_id: str
@@ -106,18 +107,17 @@ def report_leases(client: Client, *, days: float = 1.0) -> LeaseReport:
         days: Runs whose last entry is older than this and that hold nothing are left out.
 
     Raises:
-        MlopsError: Ironic or S3 could not be asked.
+        MlopsError: a provider or S3 could not be asked.
     """
     services = client.services
-    allocations = list(services.baremetal.list_allocations())
-    pass_ = Reaper(services.settings, services.store, services.baremetal, services.broker).reap_once(dry_run=True)
-    now = services.baremetal.now()
-    deployment = str(services.settings.deployment_id)
+    owned = [item for name in services.providers for item in services.provider(name).list_owned()]
+    pass_ = Reaper(services).reap_once(dry_run=True)
+    now = services.now()
     since = now - timedelta(days=days)
     runs = client.runs()
     return LeaseReport(
         at=now,
-        held=tuple(h for h in (_holding(a) for a in allocations if belongs(a, deployment)) if h is not None),
+        held=tuple(_holding(item) for item in owned if not item.parent),
         overdue=pass_.due,
         errors=pass_.errors,
         runs=tuple(run for run in runs if run.last_at is None or run.last_at >= since or run.state in _HOLDING),
@@ -135,14 +135,11 @@ def store_report(client: Client, report: LeaseReport) -> str:
 _HOLDING = {"requested", "deploying", "active", "releasing"}
 
 
-def _holding(allocation: Allocation) -> Holding | None:
-    marker = allocation.marker
-    if marker is None:
-        return None
+def _holding(item: Owned) -> Holding:
     return Holding(
-        name=allocation.name,
-        node_id=allocation.node_id,
-        owner=marker.owner,
-        renewed_until=marker.renewed_until,
-        deadline=marker.deadline,
+        name=item.name,
+        node_id=item.node_id,
+        owner=item.marker.owner,
+        renewed_until=item.marker.renewed_until,
+        deadline=item.marker.deadline,
     )

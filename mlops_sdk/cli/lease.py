@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mlops_sdk.capacity.lease import Allocation, Machine, belongs
+from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client
@@ -21,15 +21,13 @@ def lease() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def list_leases(as_json: bool) -> None:
     """Every machine this project sees, and who holds it. Asks the cloud, not the journals."""
-    client = Client()
-    baremetal = client.services.baremetal
-    allocations = {allocation.id: allocation for allocation in baremetal.list_allocations()}
-    machines = sorted(baremetal.list_machines(), key=lambda machine: machine.name)
-    rows = [_row(m, allocations.get(m.allocation_id), str(client.settings.deployment_id)) for m in machines]
+    services = Client().services
+    machines = [machine for name in services.providers for machine in services.provider(name).pool()]
+    rows = [_row(machine) for machine in sorted(machines, key=lambda machine: (machine.provider, machine.name))]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    headings = ("machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
+    headings = ("provider", "machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
     print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
 
 
@@ -43,15 +41,15 @@ def report(days: float, as_json: bool) -> None:
     found.check()
 
 
-def _row(machine: Machine, allocation: Allocation | None, deployment_id: str) -> dict[str, str]:
-    marker = allocation.marker if allocation is not None and belongs(allocation, deployment_id) else None
-    state = f"{machine.provision_state}, in maintenance" if machine.maintenance else machine.provision_state
+def _row(machine: PoolMachine) -> dict[str, str]:
+    marker = machine.marker
     return {
+        "provider": machine.provider,
         "machine": machine.name,
         "class": machine.resource_class,
-        "state": state,
-        "power": machine.power_state,
-        "held_by": allocation.name if allocation else ("somebody else" if machine.allocation_id else ""),
+        "state": machine.state,
+        "power": machine.power,
+        "held_by": machine.held_by,
         "owner": marker.owner if marker else "",
         "renewed_until": f"{marker.renewed_until:%H:%M:%S}" if marker else "",
         "deadline": f"{marker.deadline:%Y-%m-%d %H:%M:%S}" if marker else "",

@@ -115,8 +115,7 @@ class FakeCloud:
 
     def reaper(self) -> Reaper:
         """A reaper of this cloud."""
-        services = self.services()
-        return Reaper(self.settings, services.store, services.baremetal, services.broker, self.clock)
+        return Reaper(self.services())
 
     @property
     def held(self) -> dict[str, str]:

@@ -141,7 +141,7 @@ class ProvisionOperator(MlopsOperator):
             nodes=int(self.nodes),
             resource_class=self.resource_class,
             traits=tuple(self.traits),
-            deadline=client.services.baremetal.now() + timedelta(hours=float(self.hours)),
+            deadline=client.services.now() + timedelta(hours=float(self.hours)),
             wait_s=float(self.wait_s),
         )
         quote = "" if earlier and earlier.request else str(client.quote(request))

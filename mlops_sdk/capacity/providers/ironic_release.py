@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome, judge_outcome
 from mlops_sdk.capacity.fence import Claim, Fence
 from mlops_sdk.capacity.lease import Allocation, EndReason, Machine, ReleaseStep, release_step, to_iso
+from mlops_sdk.capacity.owned import Held
+from mlops_sdk.capacity.provider import Entitled, Returning
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
-from mlops_sdk.clock import Clock
-from mlops_sdk.config import LeaseSettings
 from mlops_sdk.errors import ServiceUnavailable
-from mlops_sdk.steps import Steps, pauses
 
 UNKNOWN_POLLS = 5
 _TEAR_DOWNS = 3
 _CLEANING = {"cleaning", "clean wait"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """One piece of a lease that is to be given back, and what the journal knows of it.
-
-    Attributes:
-        name: Name of the allocation.
-        allocation_id: The allocation's id, when it is known.
-        node_id: The machine, when it is known; lets us prove the outcome though the allocation is gone.
-        deployed: Whether the machine may have been deployed.
-        since: When the machine was allocated; a cleaning that finished later proves it clean.
-    """
-
-    name: str
-    allocation_id: str = ""
-    node_id: str = ""
-    deployed: bool = False
-    since: datetime | None = None
-
-
-class Release:
+class Release(Returning):
     """The release of one piece. Call `step` until it returns evidence.
 
     Every action is preceded by a claim on the fence and a fresh look at the owner. "Gone" is success.
@@ -51,7 +29,7 @@ class Release:
         fence: Claims of this party.
         held: What to give back.
         reason: Why.
-        entitled: Whether we may give this allocation back, asked again before each action.
+        entitled: Whether we may give this allocation back.
         run_key: Whose it is; noted in the claim.
         by: ``run`` or ``reaper``.
         skew_s: Tolerated difference between clocks.
@@ -65,7 +43,7 @@ class Release:
         held: Held,
         *,
         reason: EndReason,
-        entitled: Callable[[Allocation], bool],
+        entitled: Entitled,
         run_key: str,
         by: str,
         skew_s: float,
@@ -144,7 +122,7 @@ class Release:
             self._started_at = self._api.now()
         if allocation is None or (self._allocation_id and allocation.id != self._allocation_id):
             return None
-        if not self._entitled(allocation):
+        if not self._entitled(allocation.name, allocation.marker):
             self.abandoned = True
             if self._claim is not None:
                 self._fence.yield_up(self._claim)
@@ -189,7 +167,11 @@ class Release:
         """
         try:
             self._claim = self._fence.claim(
-                self._allocation_id or self._node_id, name=self.name, node_id=self._node_id, run_key=self._run_key
+                self._allocation_id or self._node_id,
+                provider="ironic",
+                name=self.name,
+                node_id=self._node_id,
+                run_key=self._run_key,
             )
         except ServiceUnavailable:
             marker = allocation.marker if allocation else None
@@ -226,34 +208,3 @@ class Release:
         state = self._machine.provision_state if self._machine else ""
         self._words = f"provision state {state!r} is not in the table of this version"
         return self.evidence(Outcome.NOT_CLEAN)
-
-
-def release_all(
-    releases: Sequence[Release],
-    *,
-    settings: LeaseSettings,
-    clock: Clock,
-    on_evidence: Callable[[NodeEvidence], None],
-) -> Steps[tuple[NodeEvidence, ...]]:
-    """Walk several releases side by side until each ended or the cleaning time is up. In the order given."""
-    end = clock.monotonic() + settings.clean_timeout_s
-    found: dict[str, NodeEvidence] = {}
-    pause = pauses(settings.poll_s)
-    while True:
-        for release in releases:
-            if release.name in found:
-                continue
-            evidence = release.step()
-            if evidence is not None:
-                found[release.name] = evidence
-                on_evidence(evidence)
-        if len(found) == len(releases):
-            break
-        if clock.monotonic() >= end:
-            for release in releases:
-                if release.name not in found:
-                    found[release.name] = release.evidence(Outcome.PENDING)
-                    on_evidence(found[release.name])
-            break
-        yield next(pause)
-    return tuple(found[release.name] for release in releases)

@@ -75,7 +75,8 @@ class ProvisionTrigger(MlopsTrigger):
         try:
             request = await self.blocking(self._request, client, run)
             lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
-            link = await self.blocking(client.services.baremetal.address_of, lease.nodes[0].id)
+            provider = client.services.provider(request.provider)
+            link = await self.blocking(provider.address_of, lease.nodes[0].id)
         except BaseException:
             self.caretaker.let_go(run)
             raise
@@ -113,7 +114,7 @@ class ProvisionTrigger(MlopsTrigger):
             nodes=self.nodes,
             resource_class=self.resource_class,
             traits=tuple(self.traits),
-            deadline=client.services.baremetal.now() + timedelta(hours=self.hours),
+            deadline=client.services.now() + timedelta(hours=self.hours),
             wait_s=self.wait_s,
         )
 

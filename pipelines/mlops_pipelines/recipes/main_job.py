@@ -226,7 +226,7 @@ def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
         nodes=capacity.nodes,
         resource_class=capacity.resource_class,
         traits=capacity.traits,
-        deadline=client.services.baremetal.now() + timedelta(hours=capacity.hours),
+        deadline=client.services.now() + timedelta(hours=capacity.hours),
         wait_s=capacity.wait_s,
     )
 

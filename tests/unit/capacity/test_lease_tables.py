@@ -1,5 +1,6 @@
 """The tables that decide about a lease."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,10 +17,11 @@ from mlops_sdk.capacity.lease import (
     ReleaseStep,
     Step,
     acquire_step,
-    due_for_return,
+    belongs,
     overdue,
     release_step,
 )
+from mlops_sdk.capacity.owned import Owned, due_for_return
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 DEPLOYMENT = "6f1c3d1e-0000-4000-8000-000000000001"
@@ -141,9 +143,25 @@ def test_the_reaper_takes_only_what_is_ours_and_overdue():
         Allocation(id="x", name="ml-aaaaaaaaaaaa-g1-0", state="active", extra={MARKER: {"run_id": 3}}),
         Allocation(id="x", name="ml-aaaaaaaaaaaa-g1-0", state="active", extra={MARKER: "mine"}),
     ]
-    found = due_for_return([*strangers, ours], deployment_id=DEPLOYMENT, now=late, skew_s=1)
-    assert found == [(ours, EndReason.DEADLINE)]
-    assert due_for_return([ours], deployment_id=DEPLOYMENT, now=NOW, skew_s=1) == []
+    assert not [other for other in strangers if belongs(other.name, other.marker, DEPLOYMENT)]
+    listed = [owned(found) for found in (*strangers, ours) if found.marker is not None]
+    assert due_for_return(listed, deployment_id=DEPLOYMENT, now=late, skew_s=1) == [(owned(ours), EndReason.DEADLINE)]
+    assert due_for_return([owned(ours)], deployment_id=DEPLOYMENT, now=NOW, skew_s=1) == []
+
+
+def test_what_belongs_to_something_that_is_there_comes_after_it():
+    late = NOW + timedelta(hours=2)
+    parent = owned(allocation(marker=marker()))
+    child = replace(parent, kind="port", id="port-1", parent=parent.id)
+    assert due_for_return([child, parent], deployment_id=DEPLOYMENT, now=late, skew_s=1) == [
+        (parent, EndReason.DEADLINE)
+    ]
+    assert due_for_return([child], deployment_id=DEPLOYMENT, now=late, skew_s=1) == [(child, EndReason.DEADLINE)]
+
+
+def owned(found: Allocation) -> Owned:
+    assert found.marker is not None
+    return Owned(provider="ironic", kind="allocation", id=found.id, name=found.name, marker=found.marker)
 
 
 def test_the_marker_survives_ironic_and_rubbish_is_no_marker():
