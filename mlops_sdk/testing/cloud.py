@@ -19,7 +19,7 @@ from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, Not
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.client import Client
 from mlops_sdk.config import KeystoneSettings, Settings
-from mlops_sdk.errors import AccessDenied
+from mlops_sdk.errors import AccessDenied, RemoteError
 from mlops_sdk.identity import credential as identity
 from mlops_sdk.identity.credential import AccessRule, CredentialApi, CredentialBroker, StoredCredential, StoredRule
 from mlops_sdk.keeper import Keeper, ThreadKeeper
@@ -235,13 +235,17 @@ class FakeBaremetal(BaremetalApi):
             self._cloud.allocation_due[name] = self._cloud.clock.monotonic() + 1
             return _public(allocation)
 
-    def set_marker(self, name: str, marker: Marker) -> bool:
-        """Replace the marker."""
-        with self._call("set_marker"):
+    def set_times(self, name: str, *, renewed_until: datetime, deadline: datetime | None = None) -> bool:
+        """Move the times in the marker."""
+        with self._call("set_times"):
             found = self._cloud.allocations.get(name)
             if found is None:
                 return False
-            self._cloud.allocations[name] = replace(found, extra={**found.extra, MARKER: marker.to_json()})
+            if found.marker is None:
+                raise RemoteError(f"{name!r} carries no marker", seen="400 Couldn't apply patch")
+            times = {"renewed_until": renewed_until, **({"deadline": deadline} if deadline else {})}
+            marker = {**found.extra[MARKER], **{key: to_iso(moment) for key, moment in times.items()}}
+            self._cloud.allocations[name] = replace(found, extra={**found.extra, MARKER: marker})
             return True
 
     def delete_allocation(self, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from mlops_sdk.capacity.lease import Allocation, Machine, Marker
@@ -28,7 +29,7 @@ def check_baremetal(api: BaremetalApi, *, resource_class: str, sleep: Callable[[
     _expect(api.get_machine(str(uuid.uuid4())) is None, "a machine that never was is None")
     _expect(not api.delete_allocation(name), "deleting what is gone is False")
     marker = _marker(api, run_id)
-    _expect(not api.set_marker(name, marker), "marking what is gone is False")
+    _expect(not api.set_times(name, renewed_until=marker.renewed_until), "renewing what is gone is False")
     try:
         _check_allocation(api, name, marker, resource_class, sleep)
         _check_deployment(api, name, marker, resource_class, sleep)
@@ -54,10 +55,11 @@ def _check_allocation(
         pass
     else:
         raise ContractBroken("a name is taken once")
-    renewed = _marker(api, uuid.UUID(marker.run_id), seconds=99)
-    _expect(api.set_marker(name, renewed), "the marker can be replaced")
-    again = api.get_allocation(name)
-    _expect(again is not None and again.marker == renewed, "the new marker is there")
+    later = marker.renewed_until + timedelta(seconds=39)
+    _expect(api.set_times(name, renewed_until=later), "it can be renewed")
+    _expect(_marker_of(api, name) == replace(marker, renewed_until=later), "and nothing else of the marker changes")
+    _expect(api.set_times(name, renewed_until=later, deadline=later), "it can be extended")
+    _expect(_marker_of(api, name) == replace(marker, renewed_until=later, deadline=later), "the new times are there")
     _expect(api.delete_allocation(name), "deleting what is there is True")
     _expect(api.get_allocation(name) is None, "deleted is gone")
     _expect(not _machine(api, allocation).allocation_id, "its machine is free")
@@ -139,8 +141,13 @@ def _allocate(
     return allocation
 
 
-def _marker(api: BaremetalApi, run_id: uuid.UUID, *, seconds: float = 60) -> Marker:
-    until = api.now() + timedelta(seconds=seconds)
+def _marker_of(api: BaremetalApi, name: str) -> Marker | None:
+    found = api.get_allocation(name)
+    return found.marker if found else None
+
+
+def _marker(api: BaremetalApi, run_id: uuid.UUID) -> Marker:
+    until = api.now() + timedelta(seconds=60)
     return Marker(
         run_id=str(run_id),
         deployment_id=str(uuid.uuid5(run_id, "contract")),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from mlops_sdk.capacity import quote as pricing
 from mlops_sdk.capacity.evidence import NodeEvidence, judge_outcome
@@ -101,18 +101,15 @@ class IronicLeases(Provider):
         return Seen(standing=standing, words=words, outcome=outcome, machine_words=f"{state}{cleaned}")
 
     def renew(self, grant: Grant) -> int:
-        """See `Provider.renew`."""
-        return sum(
-            self._api.set_marker(
-                grant.name(index),
-                grant.marker(index, now=self._api.now(), renew_for_s=self._settings.renew_for_s),
-            )
-            for index in range(grant.request.nodes)
-        )
+        """See `Provider.renew`. The deadline stays what it is: somebody else may have extended it."""
+        return sum(self._api.set_times(name, renewed_until=self._renewed_until()) for name in grant.names)
 
     def extend(self, grant: Grant) -> int:
-        """See `Provider.extend`: the marker holds both times."""
-        return self.renew(grant)
+        """See `Provider.extend`. Renews too."""
+        deadline = grant.request.deadline
+        return sum(
+            self._api.set_times(name, renewed_until=self._renewed_until(), deadline=deadline) for name in grant.names
+        )
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
         """See `Provider.returning`."""
@@ -157,6 +154,9 @@ class IronicLeases(Provider):
                 created_at=allocation.created_at,
                 node_id=allocation.node_id,
             )
+
+    def _renewed_until(self) -> datetime:
+        return self._api.now() + timedelta(seconds=self._settings.renew_for_s)
 
     def _acquisition(self, grant: Grant) -> Acquisition:
         def give_back() -> Steps[tuple[NodeEvidence, ...]]:

@@ -1,6 +1,6 @@
 """Ironic's calls that leases rest on: one narrow protocol, and the real thing over HTTP.
 
-`mlops_sdk.testing.baremetal` has a fake that passes the same contract tests.
+`mlops_sdk.testing.cloud` has a fake that passes the same contract tests.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker
+from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
 from mlops_sdk.cloud import Cloud, words_of
 from mlops_sdk.errors import RemoteError
 
@@ -47,8 +47,11 @@ class BaremetalApi(Protocol):
         """Ask for a machine. Raises `NameTaken`."""
         ...
 
-    def set_marker(self, name: str, marker: Marker) -> bool:
-        """Replace the marker; False when the allocation is gone."""
+    def set_times(self, name: str, *, renewed_until: datetime, deadline: datetime | None = None) -> bool:
+        """Move the times in an allocation's marker (the deadline only if given); False when the allocation is gone.
+
+        Raises `RemoteError` for an allocation that carries no marker.
+        """
         ...
 
     def delete_allocation(self, name: str) -> bool:
@@ -120,9 +123,13 @@ class IronicApi(BaremetalApi):
             raise NameTaken(words_of(reply.body))
         return _allocation(reply.body)
 
-    def set_marker(self, name: str, marker: Marker) -> bool:
-        """Replace the marker; "add" on a member that exists replaces it (RFC 6902)."""
-        patch = [{"op": "add", "path": f"/extra/{MARKER}", "value": marker.to_json()}]
+    def set_times(self, name: str, *, renewed_until: datetime, deadline: datetime | None = None) -> bool:
+        """Move the times; "replace" fails on what is not there (RFC 6902): only a marker is ever changed."""
+        times = {"renewed_until": renewed_until, **({"deadline": deadline} if deadline else {})}
+        patch = [
+            {"op": "replace", "path": f"/extra/{MARKER}/{key}", "value": to_iso(moment)}
+            for key, moment in times.items()
+        ]
         path = f"/v1/allocations/{name}"
         reply = self._cloud.request(
             "baremetal", "PATCH", path, body=patch, headers=_HEADERS, accept={_NOT_FOUND, _CONFLICT}

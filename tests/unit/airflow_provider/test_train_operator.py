@@ -250,7 +250,7 @@ class Between:
 
     @property
     def beats(self) -> int:
-        return self.cloud.faults.calls.count("set_marker")
+        return self.cloud.faults.calls.count("set_times")
 
     async def let_go(self) -> None:
         while self.caretaker.kept or self.caretaker.keeper.beats:  # noqa: ASYNC110 - other threads end it

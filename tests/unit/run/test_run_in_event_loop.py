@@ -147,8 +147,8 @@ async def test_one_keeper_renews_all_runs_of_its_loop_without_a_thread_each(clou
         await adrive(run.leasing(request(cloud, nodes=1)), cloud.clock)
     assert keeper.beats == 4
     assert not [thread for thread in set(threading.enumerate()) - threads if thread.name == "mlops-heartbeat"]
-    calls = cloud.faults.calls.count("set_marker")
-    while cloud.faults.calls.count("set_marker") < calls + 8:  # noqa: ASYNC110 - they come from other threads
+    calls = cloud.faults.calls.count("set_times")
+    while cloud.faults.calls.count("set_times") < calls + 8:  # noqa: ASYNC110 - they come from other threads
         await asyncio.sleep(0.01)
     for run in runs:
         await asyncio.to_thread(run.close)
