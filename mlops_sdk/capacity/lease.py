@@ -7,12 +7,13 @@ out; `providers/ironic.py` looks, asks these tables, and acts.
 from __future__ import annotations
 
 import enum
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mlops_sdk.names import parse_resource_name
+from mlops_sdk.names import parse_resource_name, run_key
 
 MARKER = "mlops"
 DEFAULT_PROVIDER = "ironic"
@@ -314,7 +315,11 @@ def belongs(name: str, marker: Marker | None, deployment_id: str) -> bool:
     parsed = parse_resource_name(name)
     if parsed is None or marker is None or marker.deployment_id != deployment_id:
         return False
-    return parsed.generation == marker.generation and parsed.index == str(marker.index)
+    try:
+        key = run_key(uuid.UUID(marker.run_id))
+    except ValueError:
+        return False
+    return (parsed.run_key, parsed.generation, parsed.index) == (key, marker.generation, str(marker.index))
 
 
 def to_iso(moment: datetime) -> str:

@@ -140,6 +140,8 @@ def test_the_reaper_takes_only_what_is_ours_and_overdue():
         allocation(name="their-training", marker=marker()),
         allocation(name="ml-aaaaaaaaaaaa-g2-0", marker=marker()),  # name and marker disagree
         allocation(name="ml-aaaaaaaaaaaa-g1-7", marker=marker()),
+        allocation(name="ml-bbbbbbbbbbbb-g1-0", marker=marker()),  # another run's name
+        allocation(marker=marker(run_id="no id")),
         Allocation(id="x", name="ml-aaaaaaaaaaaa-g1-0", state="active", extra={MARKER: {"run_id": 3}}),
         Allocation(id="x", name="ml-aaaaaaaaaaaa-g1-0", state="active", extra={MARKER: "mine"}),
     ]
