@@ -226,7 +226,7 @@ async def _run(
                 on_line=on_line,
                 on_event=on_event,
             )
-            verdict = await _verdict_of(attempt)
+            verdict = await _noted(site, attempt)
         retry = verdict.retriable and len(ended) + 1 < spec.max_attempts
         seconds = time.monotonic() - attempt_began
         ended.append(
@@ -257,6 +257,18 @@ async def _claim(site: Site) -> int:
         with trying:
             return await asyncio.to_thread(claim_attempt, site)
     raise RuntimeError("stamina ended without a result or an error")
+
+
+async def _noted(site: Site, attempt: Attempt) -> Verdict:
+    """The attempt, with its begin and end in the run's journal. A cancelled one is not ended there: its release is."""
+    await asyncio.to_thread(site.note_begin, attempt.number)
+    try:
+        verdict = await _verdict_of(attempt)
+    except Exception as error:
+        await asyncio.to_thread(site.note_end, attempt.number, type(error).__name__)
+        raise
+    await asyncio.to_thread(site.note_end, attempt.number, verdict.cause.value)
+    return verdict
 
 
 async def _verdict_of(attempt: Attempt) -> Verdict:

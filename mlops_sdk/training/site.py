@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.spending import ATTEMPT
 from mlops_sdk.config import S3Settings
 from mlops_sdk.identity.ssh_keys import SshKey
+from mlops_sdk.journal import EntryKind, Journal
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.ssh import Host
@@ -34,6 +36,8 @@ class Site:
         tracking: MLflow run for metrics, if wanted.
         secrets: Named secrets for the program.
         ssh_timeout_s: How long a machine may take to answer.
+        journal: Where attempts are written down, which is how their cost is told from idling; None for nowhere.
+        generation: Of the lease.
     """
 
     run_id: uuid.UUID
@@ -44,6 +48,8 @@ class Site:
     tracking: Tracking | None = None
     secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
     ssh_timeout_s: float = 120.0
+    journal: Journal | None = field(default=None, repr=False)
+    generation: int = 0
 
     @classmethod
     def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
@@ -64,6 +70,8 @@ class Site:
             tracking=Tracking(settings=settings.mlflow, run_id=tracking_run_id) if tracking_run_id else None,
             secrets=secrets or {},
             ssh_timeout_s=settings.lease.ssh_timeout_s,
+            journal=run.journal,
+            generation=run.generation,
         )
 
     @property
@@ -84,3 +92,13 @@ class Site:
             host_public_key=node.host_public_key,
             client_private_key=self.client_key.private,
         )
+
+    def note_begin(self, attempt: int) -> None:
+        """Write down that an attempt is at work from now on. Never fails because S3 is down."""
+        if self.journal is not None:
+            self.journal.note(EntryKind.INTENT, ATTEMPT, generation=self.generation, attempt=attempt)
+
+    def note_end(self, attempt: int, cause: str) -> None:
+        """Write down how it ended. One that nobody lived to write down ends with the next one or with the release."""
+        if self.journal is not None:
+            self.journal.note(EntryKind.OUTCOME, ATTEMPT, generation=self.generation, attempt=attempt, cause=cause)
