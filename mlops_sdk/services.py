@@ -16,6 +16,7 @@ from mlops_sdk.clock import Clock, SystemClock
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.errors import SettingsError
+from mlops_sdk.identity.audit import audit_of
 from mlops_sdk.identity.credential import CredentialBroker
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.keeper import Keeper, ThreadKeeper
@@ -99,17 +100,20 @@ class Services:
         return self.others[name](login, party)
 
 
-def connect_services(settings: Settings, keeper: Keeper | None = None) -> Services:
-    """The real services of a deployment. Each is connected to at its first use."""
+def connect_services(settings: Settings, keeper: Keeper | None = None, *, service: str = "") -> Services:
+    """The real services of a deployment, each connected to at its first use. `service`: our name in the audit log."""
     cloud = Cloud(settings.keystone)
+    store = ObjectStore.open(settings.s3)
 
     def connect(login: KeystoneSettings) -> BaremetalApi:
         return IronicApi(Cloud(login))
 
     return Services(
         settings=settings,
-        store=ObjectStore.open(settings.s3),
-        broker=CredentialBroker(KeystoneCredentials(cloud), settings.broker_key),
+        store=store,
+        broker=CredentialBroker(
+            KeystoneCredentials(cloud), settings.broker_key, audit_of(settings, store, service=service)
+        ),
         baremetal=IronicApi(cloud),
         connect=connect,
         keeper=keeper or ThreadKeeper(),

@@ -24,6 +24,7 @@ from mlops_sdk.capacity.provider import Provider, Returning
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import Piece, read_history
+from mlops_sdk.identity.audit_entry import AuditResult
 from mlops_sdk.identity.credential import Alive, StoredCredential, why_dead
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import ResourceName, parse_resource_name
@@ -89,7 +90,7 @@ class Reaper:
     @classmethod
     def connect(cls, settings: Settings) -> Reaper:
         """With the real services."""
-        return cls(connect_services(settings))
+        return cls(connect_services(settings, service="reaper"))
 
     def reap_once(self, *, dry_run: bool = False) -> ReapReport:
         """One pass; waits until what it began to return is cleaned, or the cleaning time is up.
@@ -192,6 +193,8 @@ class Reaper:
             if evidence.outcome is Outcome.PENDING:
                 continue  # renewed by its run
             _LOG.info("returned", extra={"data": evidence.to_json()})
+            came_of_it = AuditResult.DONE if evidence.clean else AuditResult.FAILED
+            self._broker.audit.note("machine.release", evidence.resource, came_of_it, **evidence.to_json())
             ended.append(evidence)
             try:
                 self._write_down(evidence)

@@ -10,6 +10,7 @@ import stamina.instrumentation
 
 from mlops_sdk.cli.accelerators import accelerators
 from mlops_sdk.cli.alerts import alerts
+from mlops_sdk.cli.audit import audit
 from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
 from mlops_sdk.cli.local import local
@@ -49,4 +50,5 @@ main.add_command(accelerators)
 main.add_command(reap)
 main.add_command(webhooks)
 main.add_command(alerts)
+main.add_command(audit)
 main.add_command(doctor)

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from mlops_sdk.capacity.lease import EndReason, from_iso, overdue, to_iso
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import LeaseLost
+from mlops_sdk.identity.audit import Audit
 from mlops_sdk.names import ResourceName, derive_secret, parse_resource_name, resource_name
 
 ROLES = ("member", "reader")
@@ -175,9 +176,16 @@ class CredentialRequest:
 
 
 class CredentialBroker:
-    """Mints and revokes the credentials of runs."""
+    """Mints and revokes the credentials of runs.
 
-    def __init__(self, api: CredentialApi, broker_key: SecretStr) -> None:
+    Args:
+        api: Keystone, through the broker's login.
+        broker_key: What the secrets are derived from.
+        audit: Where each of both is written down; None: nowhere, for fakes.
+    """
+
+    def __init__(self, api: CredentialApi, broker_key: SecretStr, audit: Audit | None = None) -> None:
+        self.audit = audit or Audit(None, "nobody")
         self._api = api
         self._broker_key = broker_key
 
@@ -186,7 +194,15 @@ class CredentialBroker:
 
         Raises:
             LeaseLost: the name belongs to somebody else.
+            ServiceUnavailable: Keystone is away, or S3, so that it could not be written down.
         """
+        about = {"run_id": str(request.run_id), "generation": request.generation, "deadline": to_iso(request.deadline)}
+        with self.audit.around("credential.mint", request.name, must=True, **about) as outcome:
+            credential = self._mint(request, now)
+            outcome.update(credential_id=credential.id, expires_at=to_iso(credential.expires_at))
+        return credential
+
+    def _mint(self, request: CredentialRequest, now: datetime) -> RunCredential:
         found = self._api.find(request.name)
         if found is None:
             try:
@@ -212,9 +228,10 @@ class CredentialBroker:
 
         Ironic validates every token with Keystone (no token cache), so from here on a living token is refused too.
         """
-        found = self._api.find(name)
-        deleted = found is not None and self._api.delete(found.id)
-        self.forget_rules(name)
+        with self.audit.around("credential.revoke", name, must=False) as outcome:
+            found = self._api.find(name)
+            deleted = outcome["was_there"] = found is not None and self._api.delete(found.id)
+            self.forget_rules(name)
         return deleted
 
     def forget_rules(self, name: str) -> None:
