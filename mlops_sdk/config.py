@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import uuid
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mlops_sdk.errors import SettingsError
@@ -25,8 +26,19 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PerRun(StrEnum):
+    """Which S3 login the machines of a run get."""
+
+    STS = "sts"  # a short-lived one that reaches the run's own objects and inputs only
+    NONE = "none"  # the deployment's own: where the S3 server has no STS
+
+
 class S3Settings(_Group):
-    """An S3 endpoint. `node_endpoint` is what machines are told when they reach it at another address."""
+    """An S3 endpoint. `node_endpoint` is what machines are told when they reach it at another address.
+
+    With `per_run` ``sts``, `run_role` (an ARN) is assumed for each run, for `token_s` seconds at a time. A machine has
+    no keys but a `credentials_file`, which the controller renews.
+    """
 
     endpoint: str
     node_endpoint: str = ""
@@ -35,6 +47,18 @@ class S3Settings(_Group):
     secret_access_key: SecretStr
     bucket: str = "mlops"
     ca_bundle: str = ""
+    per_run: PerRun = PerRun.NONE
+    run_role: str = ""
+    token_s: float = Field(
+        default=900.0, gt=0, description="a token lives this long after its run; S3 cannot revoke it"
+    )
+    credentials_file: str = ""
+
+    @model_validator(mode="after")
+    def _has_a_role(self) -> Self:
+        if self.per_run is PerRun.STS and not self.run_role:
+            raise ValueError("per_run 'sts' needs run_role")
+        return self
 
 
 class KeystoneSettings(_Group):
@@ -73,6 +97,21 @@ class LeaseSettings(_Group):
     poll_s: float = Field(default=2.0, gt=0)
 
 
+class CostSettings(_Group):
+    """Prices besides those of machines, which are `node_seconds_price`. In the deployment's currency."""
+
+    storage_gib_month: float = Field(default=0.0, ge=0, description="one GiB in the bucket for a month of 365/12 days")
+    serving_second: float = Field(default=0.0, ge=0, description="one second of the host that serves")
+
+
+class BudgetSettings(_Group):
+    """What an owner may spend on machines in a calendar month (UTC), in the deployment's currency."""
+
+    per_month: float | None = Field(default=None, ge=0, description="for owners that `owners` does not name")
+    owners: dict[str, float] = Field(default_factory=dict[str, float], description="by owner")
+    raised_by: str = Field(default="", description="who may raise it: shown to those who are refused")
+
+
 class Settings(LayeredSettings):
     """All settings of one deployment.
 
@@ -91,6 +130,8 @@ class Settings(LayeredSettings):
     lease: LeaseSettings = LeaseSettings()
     node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
     currency: str = "EUR"
+    cost: CostSettings = CostSettings()
+    budget: BudgetSettings = BudgetSettings()
 
     @classmethod
     def load(cls, path: Path | None = None) -> Settings:

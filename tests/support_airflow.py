@@ -104,6 +104,8 @@ def connections_of(settings: Settings) -> dict[str, str]:
                 "deployment_id": str(settings.deployment_id),
                 "broker_secret": settings.broker_key.get_secret_value(),
                 "node_seconds_price": settings.node_seconds_price,
+                "cost": settings.cost.model_dump(),
+                "budget": settings.budget.model_dump(),
                 "lease": settings.lease.model_dump(),
             },
         },

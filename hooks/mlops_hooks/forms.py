@@ -82,6 +82,16 @@ OPENSTACK = Form(
         "node_seconds_price": Extra(
             label="Prices", description='Price of one second by resource class: {"gpu.h200.8x": 0.01}', kind="object"
         ),
+        "cost": Extra(
+            label="Other prices",
+            description='Of storage and serving: {"storage_gib_month": 0.02, "serving_second": 0.0005}',
+            kind="object",
+        ),
+        "budget": Extra(
+            label="Budget",
+            description='For each owner and month: {"per_month": 500, "owners": {"ada": 900}, "raised_by": "ops"}',
+            kind="object",
+        ),
         "lease": Extra(
             label="Lease settings",
             description='Times in seconds, for example {"renew_for_s": 120, "deploy_timeout_s": 1800}',
@@ -102,6 +112,9 @@ S3 = Form(
         "region": Extra(label="Region"),
         "bucket": Extra(label="Bucket"),
         "ca_bundle": Extra(label="CA bundle", description="Path of a file with certificates"),
+        "per_run": Extra(label="Login of machines", description="sts: each run's own; none: this connection's"),
+        "run_role": Extra(label="Role of runs", description="ARN, for sts: arn:aws:iam:::role/mlops-run"),
+        "token_s": Extra(label="Life of a token", description="In seconds, for sts; 900 unless given"),
     },
     hidden=("port", "schema"),
     relabeling={"host": "Endpoint URL", "login": "Access key id", "password": "Secret key"},

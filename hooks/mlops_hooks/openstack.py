@@ -44,7 +44,9 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
         return OpenStackConfig(
             keystone=keystone,
             broker_key=fields.secret("broker_secret"),
-            deployment=fields.given("deployment_id", "owner", "currency", "node_seconds_price", "lease"),
+            deployment=fields.given(
+                "deployment_id", "owner", "currency", "node_seconds_price", "cost", "budget", "lease"
+            ),
         )
 
     def get_conn(self) -> Cloud:

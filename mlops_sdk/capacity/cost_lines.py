@@ -16,7 +16,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final
 
 from mlops_sdk.capacity.cost import Interval
@@ -184,7 +184,7 @@ def periods(rollouts: Iterable[Rollout], now: datetime) -> dict[str, tuple[Serve
     """
     found: dict[str, list[Served]] = {}
     ordered = sorted(rollouts, key=lambda r: (r.endpoint, r.at, r.run_key, r.version))
-    for rollout, following in zip(ordered, [*ordered[1:], None], strict=True):
+    for rollout, following in zip_longest(ordered, ordered[1:]):
         end = following.at if following is not None and following.endpoint == rollout.endpoint else now
         served = Served(endpoint=rollout.endpoint, version=rollout.version, start=rollout.at, end=end)
         found.setdefault(rollout.run_key, []).append(served)

@@ -33,6 +33,7 @@ class RunRecord:
         spending: Machines and work on them, until `read_record`'s now; neither storage nor serving.
         rollouts: When versions of it began to serve.
         models: URIs of the model versions that it has registered.
+        model: Name of the model that it was ordered to train; empty when it was not.
     """
 
     key: str
@@ -40,6 +41,7 @@ class RunRecord:
     spending: Spending
     rollouts: tuple[Rollout, ...] = ()
     models: tuple[str, ...] = ()
+    model: str = ""
 
     def ahead(self, now: datetime) -> tuple[Interval, ...]:
         """What is promised still: each machine that is leased or asked for, from now until the deadline.
@@ -75,12 +77,19 @@ def read_record(key: str, entries: Iterable[Entry], now: datetime) -> RunRecord:
         models=tuple(
             dict.fromkeys(e.resource for e in ordered if e.action == "register" and e.kind is EntryKind.OUTCOME)
         ),
+        model=next((_model_of(e) for e in reversed(ordered) if e.action == "train"), ""),
     )
 
 
 def stored_in(manifests: Iterable[Manifest], now: datetime) -> tuple[Stored, ...]:
     """The checkpoints that are in the bucket now, each since its commit. Those removed meanwhile are not seen."""
     return tuple(Stored(bytes=m.bytes, start=min(m.created, now), end=now) for m in manifests)
+
+
+def _model_of(entry: Entry) -> str:
+    """From a training that was ordered, or one that is finished."""
+    written = entry.data.get("order") or entry.data.get("trained") or {}
+    return str(written.get("model_name", ""))
 
 
 def _holds(entries: Sequence[Entry], history: History, now: datetime) -> Iterable[Hold]:

@@ -11,6 +11,7 @@ import stamina.instrumentation
 from mlops_sdk.cli.accelerators import accelerators
 from mlops_sdk.cli.alerts import alerts
 from mlops_sdk.cli.audit import audit
+from mlops_sdk.cli.cost import cost
 from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
 from mlops_sdk.cli.local import local
@@ -47,6 +48,7 @@ main.add_command(local)
 main.add_command(runs)
 main.add_command(lease)
 main.add_command(accelerators)
+main.add_command(cost)
 main.add_command(reap)
 main.add_command(webhooks)
 main.add_command(alerts)

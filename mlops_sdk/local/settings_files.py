@@ -22,6 +22,7 @@ LEASE: Final = {
     "clean_timeout_s": 120.0,
 }
 PRICES: Final = {"gpu.h200.8x": 0.0083}
+COST: Final = {"storage_gib_month": 0.02, "serving_second": 0.0005}
 
 
 def write_settings(site: Site) -> None:
@@ -85,4 +86,5 @@ def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
         },
         "lease": LEASE,
         "node_seconds_price": dict(PRICES),
+        "cost": dict(COST),
     }

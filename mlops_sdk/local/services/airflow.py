@@ -27,7 +27,7 @@ from mlops_sdk.local.probes import answers_http
 from mlops_sdk.local.service import Command, NotReady, Service
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OUR_PROJECT
-from mlops_sdk.local.settings_files import LEASE, PRICES
+from mlops_sdk.local.settings_files import COST, LEASE, PRICES
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
 DATABASE_VARIABLE: Final = "MLOPS_AIRFLOW_DATABASE_URL"
@@ -242,6 +242,7 @@ def _connections(site: Site) -> dict[str, dict[str, Any]]:
             "broker_secret": secrets.broker_key,
             "owner": "local",
             "node_seconds_price": PRICES,
+            "cost": COST,
             "lease": {**LEASE, "renew_for_s": _RENEW_FOR_S},
         },
     }
