@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
 from mlops_sdk.canonical import to_json
 from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable
+from mlops_sdk.identity.s3_token import session_from
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _PRECONDITION = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
 _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchBucket"}
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
+_NOT_RENEWED = "the controller renews this login while the run lives: see what it warned of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,9 @@ def connect_s3(settings: S3Settings, *, node: bool = False, timeout_s: float = 3
     """A boto3 client with the settings that Ceph RGW needs.
 
     Checksums ``when_required``: boto3's default trailer fails every PUT to RGW over HTTPS (411).
+
+    Raises:
+        AccessDenied: the settings name a file with the login, and it cannot be used.
     """
     config = Config(
         s3={"addressing_style": "path", "payload_signing_enabled": False},
@@ -50,15 +55,28 @@ def connect_s3(settings: S3Settings, *, node: bool = False, timeout_s: float = 3
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    common: dict[str, Any] = {
+        "endpoint_url": (settings.node_endpoint or settings.endpoint) if node else settings.endpoint,
+        "region_name": settings.region,
+        "verify": settings.ca_bundle or None,
+        "config": config,
+    }
+    if settings.credentials_file:
+        return _following(Path(settings.credentials_file), common)
     return boto3.client(
         "s3",
-        endpoint_url=(settings.node_endpoint or settings.endpoint) if node else settings.endpoint,
-        region_name=settings.region,
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key.get_secret_value(),
-        verify=settings.ca_bundle or None,
-        config=config,
+        **common,
     )
+
+
+def _following(path: Path, common: Mapping[str, Any]) -> S3Client:
+    """A client that looks at the file for its login, again and again."""
+    try:
+        return boto3.Session(botocore_session=session_from(path)).client("s3", **common)
+    except CredentialRetrievalError as error:
+        raise AccessDenied("there is no S3 login for this machine", seen=str(error), next_step=_NOT_RENEWED) from None
 
 
 class ObjectStore:
@@ -222,6 +240,8 @@ class ObjectStore:
             if _status(error) >= 500:  # noqa: PLR2004 - HTTP: server errors
                 raise ServiceUnavailable(f"{where} failed", seen=seen, next_step="see the S3 server's log") from error
             raise RemoteError(f"{where} failed", seen=seen, next_step="see the S3 server's log") from error
+        except CredentialRetrievalError as error:
+            raise ServiceUnavailable(f"{where} has no login", seen=str(error), next_step=_NOT_RENEWED) from None
         except (BotoCoreError, Boto3Error) as error:
             raise ServiceUnavailable(
                 f"{where} got no answer", seen=str(error), next_step="check that the S3 endpoint is up and reachable"

@@ -20,7 +20,7 @@ class S3Hook(ConnectionHook[S3Settings]):
             endpoint=fields.required("host"),
             access_key_id=fields.required("login"),
             secret_access_key=fields.password,
-            **fields.given("node_endpoint", "region", "bucket", "ca_bundle"),
+            **fields.given("node_endpoint", "region", "bucket", "ca_bundle", "per_run", "run_role", "token_s"),
         )
 
     def get_conn(self) -> ObjectStore:

@@ -20,6 +20,7 @@ from mlops_sdk.training.launch import Placement, Verdict, judge
 from mlops_sdk.training.logs import AttemptLogs
 from mlops_sdk.training.messages import Prepared, Progress, Raised, RankEnded, Refused, Started, decode
 from mlops_sdk.training.plan import PYTHON, NodeCommand, Plan, job_directory
+from mlops_sdk.training.s3_login import MachinesLogin
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import Launcher, LaunchSpec
 
@@ -49,6 +50,7 @@ class Attempt:
         self._connections = connections
         self._on_line = on_line
         self._on_event = on_event
+        self._login = MachinesLogin.of(site, spec, connections, warn=self._warn)
         self._abort = asyncio.Event()
         self._raised: list[Raised] = []
         self._ended: dict[int, RankEnded] = {}
@@ -60,9 +62,12 @@ class Attempt:
         Raises:
             BundleError, NodeFailed, RemoteError: a machine could not be prepared.
         """
-        uploads = asyncio.create_task(self._upload_now_and_then())
+        besides = [asyncio.create_task(self._upload_now_and_then())]
         try:
             began = time.monotonic()
+            if self._login is not None:
+                await self._login.give()
+                besides.append(asyncio.create_task(self._login.keep_fresh()))
             prepared = await self._prepare()
             self._on_event(AttemptStarted(attempt=self.number, prepared_s=time.monotonic() - began))
             ends = await self._launch(prepared)
@@ -70,7 +75,8 @@ class Attempt:
                 await self._sweep()
             return judge(self._placement, ends, self._raised, self._ended, self._started)
         finally:
-            uploads.cancel()
+            for task in besides:
+                task.cancel()
             await self._upload()
 
     async def _prepare(self) -> Prepared:
@@ -158,12 +164,15 @@ class Attempt:
             prefix=site.prefix,
             address=self._placement.nodes[index].address,
             scratch=f"/scratch/{site.run_key}",
-            s3=site.node_s3,
+            s3=self._login.settings(site.node_s3) if self._login is not None else site.node_s3,
             tracking=site.tracking,
             secrets=dict(site.secrets),
             bundle=FileRef(name="bundle.tar", key=spec.bundle.key, sha256=spec.bundle.sha256, size=spec.bundle.size),
             data=tuple(FileRef(name=d.name, key=d.key, sha256=d.sha256, size=d.size) for d in spec.data),
         )
+
+    def _warn(self, text: str) -> None:
+        self._on_event(Warned(text=text))
 
     def _unprepared(self, index: int, end: End, reply: Prepared | Refused | None) -> MlopsError:
         node = self._placement.nodes[index].name

@@ -58,8 +58,11 @@ class JobFile(BaseModel):
     data: tuple[FileRef, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """The file's content, secrets in clear: only for standard input of SSH."""
-        return to_json(_reveal(self.model_dump(mode="python")))
+        """The file's content, secrets in clear: only for standard input of SSH.
+
+        What has its default is left out: an image's older library reads the file as long as nothing newer is in it.
+        """
+        return to_json(_reveal(self.model_dump(mode="python", exclude_defaults=True)))
 
     @classmethod
     def load(cls) -> JobFile:

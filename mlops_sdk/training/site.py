@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from pydantic import SecretStr
 
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.spending import ATTEMPT
-from mlops_sdk.config import S3Settings
+from mlops_sdk.config import PerRun, S3Settings
+from mlops_sdk.identity.audit import audit_of
 from mlops_sdk.identity.ssh_keys import SshKey
+from mlops_sdk.identity.sts import RunTokens, StsTokens
 from mlops_sdk.journal import EntryKind, Journal
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
@@ -21,6 +24,8 @@ from mlops_sdk.training.jobfile import Tracking
 
 if TYPE_CHECKING:
     from mlops_sdk.run import Run
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,7 @@ class Site:
         peer_key: Logs the machines in to each other.
         store: The deployment's bucket, as the controller reaches it.
         node_s3: The same bucket with the credentials the machines get; its `node_endpoint` is where they reach it.
+        tokens: Makes the machines' S3 logins, which take the place of the keys in `node_s3`; None where S3 has no STS.
         tracking: MLflow run for metrics, if wanted.
         secrets: Named secrets for the program.
         ssh_timeout_s: How long a machine may take to answer.
@@ -45,6 +51,7 @@ class Site:
     peer_key: SshKey = field(repr=False)
     store: ObjectStore = field(repr=False)
     node_s3: S3Settings
+    tokens: RunTokens | None = field(default=None, repr=False)
     tracking: Tracking | None = None
     secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
     ssh_timeout_s: float = 120.0
@@ -66,7 +73,8 @@ class Site:
             client_key=run.client_key,
             peer_key=run.peer_key,
             store=run.store,
-            node_s3=settings.s3,
+            node_s3=settings.s3.model_copy(update={"per_run": PerRun.NONE, "run_role": ""}),
+            tokens=_tokens(run),
             tracking=Tracking(settings=settings.mlflow, run_id=tracking_run_id) if tracking_run_id else None,
             secrets=secrets or {},
             ssh_timeout_s=settings.lease.ssh_timeout_s,
@@ -102,3 +110,12 @@ class Site:
         """Write down how it ended. One that nobody lived to write down ends with the next one or with the release."""
         if self.journal is not None:
             self.journal.note(EntryKind.OUTCOME, ATTEMPT, generation=self.generation, attempt=attempt, cause=cause)
+
+
+def _tokens(run: Run) -> RunTokens | None:
+    if run.settings.s3.per_run is PerRun.STS:
+        return StsTokens(run.settings.s3, run.key, audit_of(run.settings, run.store))
+    _log.warning(
+        "the machines of run %s get the deployment's own S3 login: s3.per_run is none, see `mlops doctor`", run.key
+    )
+    return None

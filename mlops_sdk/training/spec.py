@@ -51,6 +51,7 @@ class LaunchSpec:
         processes_per_node: Ranks on each machine.
         env: Additional environment of the ranks. No secrets: other processes on the machine can read it.
         data: Input files, fetched and verified on every machine before the start.
+        reads: What else in the bucket the program may read: keys, or prefixes that end in ``/``.
         max_attempts: Starts in all. Only causes that trying again can cure lead to another one.
     """
 
@@ -61,4 +62,10 @@ class LaunchSpec:
     processes_per_node: int = 1
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     data: tuple[DataRef, ...] = ()
+    reads: tuple[str, ...] = ()
     max_attempts: int = 3
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Everything in the bucket that the job reads and is not its run's own."""
+        return (self.bundle.key, *(data.key for data in self.data), *self.reads)

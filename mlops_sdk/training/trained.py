@@ -60,8 +60,20 @@ class TrainingOrder(_Record):
             launcher=Launcher(self.program.launcher),
             processes_per_node=self.program.processes_per_node,
             data=self.data,
+            reads=models_in(self.program.arguments),
             max_attempts=self.program.max_attempts,
         )
+
+
+def models_in(arguments: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """Prefixes of the models that a program's arguments name, each as `Champion.argument` does; its job may read them.
+
+    Example:
+        >>> models_in({"champion": {"prefix": "runs/aaaaaaaaaaaa/model", "sha256": "0"}, "steps": 3})
+        ('runs/aaaaaaaaaaaa/model/',)
+    """
+    named = [value for value in arguments.values() if isinstance(value, dict) and set(value) == {"prefix", "sha256"}]
+    return tuple(f"{str(value['prefix']).rstrip('/')}/" for value in named)
 
 
 class Trained(_Record):
