@@ -10,6 +10,7 @@
     │   ├── NodeFailed             a machine did not come up, or went away
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
     │   ├── LeasesOverdue          something is held past its time, and nobody has taken it back
+    │   ├── BudgetExceeded         the owner's budget has no room for it
     │   └── CardNotDivisible       an accelerator cannot be divided or used as asked
     ├── RemoteCommandError
     │   ├── HostKeyMismatch        the machine at the address is not the machine that was leased
@@ -114,6 +115,10 @@ class LeasesOverdue(CapacityError):
     """Something is held past its time, and nobody has taken it back (yet: the reaper may be about to)."""
 
     retriable = True
+
+
+class BudgetExceeded(CapacityError):
+    """The owner's budget for the month has no room for this lease: trying again does not make room."""
 
 
 class CardNotDivisible(CapacityError):

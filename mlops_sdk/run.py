@@ -27,6 +27,7 @@ from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json
@@ -173,6 +174,7 @@ class Run:
             request: What is wanted. None, or a request repeated with another deadline, continues this generation's own.
 
         Raises:
+            BudgetExceeded: the owner's budget has no room for it; nothing was asked for.
             NoCapacity: not enough machines within `request.wait_s`.
             NodeFailed: a machine did not come up; `next_generation` opens a new try.
             LeaseLost: this generation was given back already.
@@ -361,6 +363,8 @@ class Run:
             raise LeaseLost(
                 f"run {self.key!r} never asked for a lease", next_step="call run.lease() with a LeaseRequest"
             )
+        if earlier is None and request is not None:
+            reserve(self._services, request, owner=self.owner, run_key=self.key, generation=self.generation)
         if earlier is None or request is None:
             return request or known(earlier)
         if replace(request, deadline=earlier.deadline, wait_s=earlier.wait_s) != earlier:

@@ -8,29 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 
-from mlops_sdk.capacity.cost_lines import Portion, Prices, Served, Stored, periods, portions
+from mlops_sdk.capacity.cost_lines import Portion, Served, Stored, periods, portions
 from mlops_sdk.capacity.cost_report import CostReport, RunCost, cost_tags, split_uri
-from mlops_sdk.capacity.spending import RunRecord, read_record, stored_in
+from mlops_sdk.capacity.records import READERS, all_records, one_record, prices_of
+from mlops_sdk.capacity.spending import RunRecord, stored_in
 from mlops_sdk.checkpoint.manifest import committed_steps, manifest_key, parse_key, parse_manifest
 from mlops_sdk.client import Client
-from mlops_sdk.config import Settings
 from mlops_sdk.errors import CheckpointCorrupt, MlopsError
-from mlops_sdk.journal import Journal
 from mlops_sdk.registry.champion import tag_version
 from mlops_sdk.services import Services
 
 _log = logging.getLogger(__name__)
-_READERS = 4
-
-
-def prices_of(settings: Settings) -> Prices:
-    """What things cost in a deployment."""
-    return Prices(
-        node_second=settings.node_seconds_price,
-        gib_month=settings.cost.storage_gib_month,
-        serving_second=settings.cost.serving_second,
-        currency=settings.currency,
-    )
 
 
 def cost_of_run(client: Client, key: str) -> CostReport:
@@ -41,12 +29,12 @@ def cost_of_run(client: Client, key: str) -> CostReport:
     """
     services = client.services
     now = services.now()
-    record = _record(services, key, now)
+    record = one_record(services, key, now)
     if not record.history.run_id:
         raise MlopsError(
             f"there is no run {key!r} in bucket {services.store.bucket!r}", next_step="see `mlops runs list`"
         )
-    others = records(services, now) if record.rollouts else ()
+    others = all_records(services, now) if record.rollouts else ()
     return _report(services, [record], _served([record, *others], now), now=now, since=None)
 
 
@@ -54,7 +42,7 @@ def cost_of_runs(client: Client, *, since: datetime | None = None) -> CostReport
     """What all runs of the deployment have cost since then, oldest first; those that cost nothing are left out."""
     services = client.services
     now = services.now()
-    found = records(services, now)
+    found = all_records(services, now)
     return _report(services, found, _served(found, now), now=now, since=since)
 
 
@@ -73,18 +61,6 @@ def tag_versions(client: Client, report: CostReport) -> tuple[str, ...]:
             tag_version(client.mlflow, name, number, cost_tags(version, currency=report.currency, at=report.at))
             tagged.append(version.uri)
     return tuple(tagged)
-
-
-def records(services: Services, now: datetime) -> list[RunRecord]:
-    """All runs of the deployment as far as their cost goes, oldest first."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(lambda key: _record(services, key, now), services.store.list_folders("runs/")))
-    begun = [record for record in found if record.history.run_id]
-    return sorted(begun, key=lambda r: (r.history.started_at or now, r.key))
-
-
-def _record(services: Services, key: str, now: datetime) -> RunRecord:
-    return read_record(key, Journal(services.store, key, now=services.now).entries(), now)
 
 
 def _served(found: Iterable[RunRecord], now: datetime) -> dict[str, tuple[Served, ...]]:
@@ -106,7 +82,7 @@ def _report(
         spending = replace(record.spending, stored=stored, served=served.get(record.key, ()))
         return _run_cost(record, portions(spending, prices, since=since, until=now))
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         runs = list(pool.map(cost_of, found))
     return CostReport(
         at=now,

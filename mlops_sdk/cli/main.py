@@ -11,6 +11,7 @@ import stamina.instrumentation
 from mlops_sdk.cli.accelerators import accelerators
 from mlops_sdk.cli.alerts import alerts
 from mlops_sdk.cli.audit import audit
+from mlops_sdk.cli.budget import budget
 from mlops_sdk.cli.cost import cost
 from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
@@ -49,6 +50,7 @@ main.add_command(runs)
 main.add_command(lease)
 main.add_command(accelerators)
 main.add_command(cost)
+main.add_command(budget)
 main.add_command(reap)
 main.add_command(webhooks)
 main.add_command(alerts)

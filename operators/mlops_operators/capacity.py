@@ -18,7 +18,7 @@ from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.client import Client
-from mlops_sdk.errors import CapacityError, MlopsError, SettingsError
+from mlops_sdk.errors import BudgetExceeded, CapacityError, MlopsError, SettingsError
 from mlops_sdk.history import History
 from mlops_sdk.run import Run
 from mlops_sdk.steps import drive_briefly
@@ -148,6 +148,8 @@ class ProvisionOperator(MlopsOperator):
         self.log.info("%s", quote or "an earlier try has asked for them already")
         try:
             drive_briefly(run.beginning_in(generation, request), client.services.clock, at_most_s=_AT_ONCE_S)
+        except BudgetExceeded:
+            raise  # nothing was asked for
         except MlopsError as error:
             self.log.info("not all could be asked for at once: %s", error)
         finally:

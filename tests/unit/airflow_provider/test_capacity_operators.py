@@ -13,6 +13,7 @@ from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.failures import airflow_failures, error_from_json, error_to_json
 from mlops_operators.triggers.capacity import ProvisionTrigger
 from mlops_sdk import errors
+from mlops_sdk.config import BudgetSettings
 from mlops_sdk.errors import AccessDenied, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
 from support_airflow import Task, event_of, stored
@@ -74,6 +75,15 @@ def test_the_generation_is_stored_before_anything_is_created(cloud):
     assert task.store.values == {"generation": 1}
     assert not cloud.allocations
     assert not cloud.credentials
+
+
+def test_a_budget_without_room_fails_the_task_at_once_and_nothing_was_asked_for(cloud):
+    budget = BudgetSettings(per_month=1.0, raised_by="ada@example.org")
+    cloud.settings = cloud.settings.model_copy(update={"budget": budget})
+    with pytest.raises(AirflowFailException, match=r"BudgetExceeded: .* let ada@example\.org raise the budget"):
+        provision().run()
+    assert not cloud.allocations
+    assert nothing_is_held(cloud)
 
 
 def test_machines_deploy_while_airflow_starts_the_trigger(cloud):
