@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
+from mlops_sdk.canonical import to_json
 from mlops_sdk.capacity.cost_lines import Portion, Served, Stored, periods, portions
 from mlops_sdk.capacity.cost_report import CostReport, RunCost, cost_tags, split_uri
 from mlops_sdk.capacity.records import READERS, all_records, one_record, prices_of
@@ -44,6 +45,28 @@ def cost_of_runs(client: Client, *, since: datetime | None = None) -> CostReport
     now = services.now()
     found = all_records(services, now)
     return _report(services, found, _served(found, now), now=now, since=since)
+
+
+def recent_costs(client: Client, *, days: float) -> CostReport:
+    """The whole cost of those runs that spent something on machines or serving in the last days."""
+    services = client.services
+    now = services.now()
+    found = all_records(services, now)
+    served = _served(found, now)
+    since = now - timedelta(days=days)
+
+    def is_recent(record: RunRecord) -> bool:
+        spending = replace(record.spending, served=served.get(record.key, ()))
+        return bool(portions(spending, prices_of(services.settings), since=since, until=now))
+
+    return _report(services, [record for record in found if is_recent(record)], served, now=now, since=None)
+
+
+def store_costs(client: Client, report: CostReport) -> str:
+    """Keep a report in the bucket, under its moment; returns its URI."""
+    key = f"reports/costs/{report.at.astimezone(UTC):%Y-%m-%dT%H-%M-%SZ}.json"
+    client.store.put(key, to_json(report.to_json()))
+    return f"s3://{client.store.bucket}/{key}"
 
 
 def tag_versions(client: Client, report: CostReport) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from mlops_sdk.capacity.accounts import cost_of_run, tag_versions
 from mlops_sdk.client import Client
 from mlops_sdk.errors import GateRefused, RegistryError
 from mlops_sdk.journal import EntryKind
@@ -17,7 +18,7 @@ from mlops_sdk.training.trained import Trained, lineage_of, remembered
 
 
 def register_trained(client: Client, run: Run) -> RegisteredModel:
-    """Register what a run has trained, with its lineage; once, however often it is tried.
+    """Register what a run has trained, with its lineage and what it cost so far; once, however often it is tried.
 
     Raises:
         RegistryError: nothing was trained, the model is damaged, or MLflow refused.
@@ -29,6 +30,7 @@ def register_trained(client: Client, run: Run) -> RegisteredModel:
         lineage = lineage_of(client, run, trained)
         registered = register(client.mlflow, trained.model_name, model.folder, lineage)
     run.journal.note(EntryKind.OUTCOME, "register", registered.uri, generation=trained.generation)
+    tag_versions(client, cost_of_run(client, run.key))
     return registered
 
 

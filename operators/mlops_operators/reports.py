@@ -8,14 +8,16 @@ from typing import Any
 from airflow.sdk import Context
 
 from mlops_operators.base import MlopsOperator
+from mlops_sdk.capacity.accounts import recent_costs, store_costs, tag_versions
 from mlops_sdk.capacity.report import report_leases, store_report
 
 
 class ReportLeasesOperator(MlopsOperator):
-    """Report the leases held, what a reaper would take back (a dry run) and the cost of each run. Changes nothing.
+    """Report the leases held, what a reaper would take back (a dry run) and the cost of each run, line by line.
 
-    Pushes back ``{"uri", "held", "overdue", "runs", "cost", "currency"}``; the report itself is in the bucket. Fails
-    when something is overdue. Give it a retry: between two passes of the reaper a little may be.
+    Changes nothing but the tags ``mlops.cost.*`` of the model versions of these runs in MLflow.
+    Pushes back ``{"uri", "held", "overdue", "runs", "cost", "currency", "costs_uri", "tagged"}``; the reports are in
+    the bucket. Fails when something is overdue. Give it a retry: between two passes of the reaper a little may be.
 
     Args:
         days: Runs that ended longer ago are left out. Templated.
@@ -38,6 +40,10 @@ class ReportLeasesOperator(MlopsOperator):
             uri = store_report(client, report)
             self.log.info("%s\n%s", uri, report.words())
             report.check()
+            costs = recent_costs(client, days=float(self.days))
+            costs_uri = store_costs(client, costs)
+            tagged = tag_versions(client, costs)
+            self.log.info("%s\ntagged: %s", costs_uri, ", ".join(tagged) or "no model version")
         return {
             "uri": uri,
             "held": len(report.held),
@@ -45,4 +51,6 @@ class ReportLeasesOperator(MlopsOperator):
             "runs": len(report.runs),
             "cost": round(report.cost, 6),
             "currency": report.currency,
+            "costs_uri": costs_uri,
+            "tagged": list(tagged),
         }

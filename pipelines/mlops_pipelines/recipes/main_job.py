@@ -22,6 +22,8 @@ from mlops_pipelines.programs.code_lm.baseline import baseline_bits_per_byte
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
 from mlops_pipelines.recipes.timeline import Step, Timeline
 from mlops_pipelines.specs import CapacitySpec, TrainSpec
+from mlops_sdk.capacity.accounts import cost_of_run, tag_versions
+from mlops_sdk.capacity.cost_lines import by_line
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
@@ -348,7 +350,17 @@ def _prove(step: Step, client: Client, run: Run) -> float:
         )
     summary = client.summary(run.key)
     step.show(f"cost: {summary.node_seconds:.0f} node-seconds, {summary.cost:.2f} {client.settings.currency}")
+    _tell_costs(step, client, run)
     return summary.node_seconds
+
+
+def _tell_costs(step: Step, client: Client, run: Run) -> None:
+    """What was paid for, line by line: here, and on the model version in MLflow."""
+    report = cost_of_run(client, run.key)
+    (costs,) = report.runs
+    lines = ", ".join(f"{line.value} {cost:.2f}" for line, cost in by_line(costs.portions).items())
+    step.show(f"{lines} {report.currency}")
+    tag_versions(client, report)
 
 
 def _commit(git: GitState) -> str:

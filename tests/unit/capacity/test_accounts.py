@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlops_sdk.capacity import accounts
-from mlops_sdk.capacity.accounts import cost_of_run, cost_of_runs, tag_versions
+from mlops_sdk.capacity.accounts import cost_of_run, cost_of_runs, recent_costs, store_costs, tag_versions
 from mlops_sdk.capacity.cost_lines import GIB, MONTH_S, Line, by_line
 from mlops_sdk.capacity.cost_report import CostReport, ago, split_uri
 from mlops_sdk.capacity.lease import LeaseRequest
@@ -137,6 +137,20 @@ def test_a_version_is_tagged_with_each_line_in_mlflow(cloud, monkeypatch):
     lines = sum(float(tags[f"mlops.cost.{line.value}"]) for line in Line)
     assert float(tags["mlops.cost.total"]) == pytest.approx(lines, abs=0.0005)
     assert tags["mlops.cost.currency"] == "EUR"
+
+
+def test_by_night_those_are_told_that_spent_something_lately_and_with_all_that_they_cost(cloud):
+    a_run(cloud, "long ago", "succeeded", version=1)
+    still_serving = a_run(cloud, "serving", "succeeded", version=2)
+    serve(cloud, still_serving, 2)
+    cloud.clock.sleep(8 * 86400)
+    a_run(cloud, "new", "succeeded", version=3)
+    client = cloud.client()
+    report = recent_costs(client, days=1)
+    assert [run.name for run in report.runs] == ["serving", "new"]
+    assert report.runs[0].cost > 8 * 86400 * 0.5
+    uri = store_costs(client, report)
+    assert json.loads(client.store.get(uri.removeprefix("s3://mlops/"))) == report.to_json()
 
 
 def test_a_person_reads_a_table_and_a_program_json(cloud, monkeypatch):
