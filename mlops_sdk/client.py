@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlops_sdk.capacity.quote import Quote
 from mlops_sdk.config import MlflowSettings, Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import History, read_history
+from mlops_sdk.identity.environment import check_environment
 from mlops_sdk.journal import Journal
 from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.names import run_id_for
@@ -131,8 +132,11 @@ class Client:
         )
 
     def quote(self, request: LeaseRequest) -> Quote:
-        """What a request would cost until its deadline, and whether it could be met now."""
-        return self.services.provider(request.provider).quote(request)
+        """What a request would cost until its deadline, and when it could be met: now, or its place in the queue."""
+        services = self.services
+        quote = services.provider(request.provider).quote(request)
+        turn = services.line(request.provider).preview(request, owner=self.settings.owner)
+        return replace(quote, turn=turn)
 
     def runs(self) -> list[RunSummary]:
         """All runs of the deployment, oldest first, from their journals."""
@@ -145,6 +149,7 @@ class Client:
         return _summary(key, history, self.settings, self.services.now())
 
     def _open(self, run_id: uuid.UUID, name: str, owner: str) -> Run:
+        check_environment(self.settings, self.store)
         run = Run(self.services, run_id=run_id, name=name, owner=owner)
         run.open()
         return run

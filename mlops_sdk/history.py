@@ -9,7 +9,7 @@ from typing import Any
 
 from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, LeaseState, from_iso, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, LeaseState, from_iso, priority_of, to_iso
 from mlops_sdk.journal import Entry, EntryKind
 
 
@@ -141,6 +141,8 @@ def request_to_json(request: LeaseRequest) -> dict[str, Any]:
         "deadline": to_iso(request.deadline),
         "wait_s": request.wait_s,
         "provider": request.provider,
+        "priority": int(request.priority),
+        "preemptible": request.preemptible,
     }
 
 
@@ -153,6 +155,8 @@ def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
         deadline=from_iso(str(data["deadline"])),
         wait_s=float(data["wait_s"]),
         provider=str(data.get("provider", DEFAULT_PROVIDER)),
+        priority=priority_of(data.get("priority")),
+        preemptible=bool(data.get("preemptible", False)),
     )
 
 

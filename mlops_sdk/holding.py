@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from mlops_sdk.boundaries import Boundaries
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
+from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.owned import Held
+from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
+from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
 from mlops_sdk.heartbeat import RunHeartbeat
@@ -83,13 +86,16 @@ class Holding:
     def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
         """Credential and machines, look-up-or-create; renewed from the first moment on."""
         provider, grant, deployed = self._begin(request)
+        grant = yield from self._wait_turn(provider, grant)
         nodes = yield from provider.acquire(grant, deployed=deployed)
+        self._line(grant).leave(grant)
         self._heartbeat.all_there()
         return nodes
 
     def begin(self, request: LeaseRequest) -> Steps[None]:
         """As `get`, without waiting for the machines."""
         provider, grant, deployed = self._begin(request)
+        grant = yield from self._wait_turn(provider, grant)
         yield from provider.begin(grant, deployed=deployed)
 
     def _begin(self, request: LeaseRequest) -> tuple[Provider, Grant, set[str]]:
@@ -110,8 +116,20 @@ class Holding:
         self._heartbeat.renew_through(self._provider)
         return self._provider, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
 
+    def _wait_turn(self, provider: Provider, grant: Grant) -> Steps[Grant]:
+        """Wait in the queue, unless part of this lease is there already; the grant with what is left of the time."""
+        if any(provider.inspect(Held(name=name)).standing is Standing.HELD for name in grant.names):
+            return grant
+        left = yield from self._line(grant).wait_turn(grant)
+        return replace(grant, request=replace(grant.request, wait_s=left))
+
+    def _line(self, grant: Grant) -> Line:
+        return self._services.line(grant.request.provider)
+
     def give_back(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Machines, claims, credential. Idempotent."""
+        grant = self._grant or self._grant_of(known(generation.request))
+        self._line(grant).leave(grant)
         evidence = yield from self._give_back_machines(generation, reason)
         self._drop_stale_claims({item.resource for item in evidence if item.clean})
         self._revoke(resource_name(self._run_id, self.number, "cred"))
@@ -162,6 +180,13 @@ class Holding:
             generation=self.number,
             resource_class=grant.request.resource_class,
             since=_held(generation, evidence.resource).since,
+        )
+        note_return(
+            self._services.store,
+            evidence,
+            owner=self._owner,
+            since=_held(generation, evidence.resource).since,
+            half_life_s=self._settings.lease.share_half_life_s,
         )
         self._boundaries.tell(
             "machine.released", "after", {"resource": evidence.resource, "outcome": evidence.outcome.value}

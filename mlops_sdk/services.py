@@ -9,6 +9,7 @@ from typing import Literal
 
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
 from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers import ironic
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
@@ -98,6 +99,10 @@ class Services:
                 next_step="ask one of these for machines, or configure the other",
             )
         return self.others[name](login, party)
+
+    def line(self, name: str) -> Line:
+        """The queue of a provider."""
+        return Line(self.store, self.provider(name), self.settings.lease, self.clock)
 
 
 def connect_services(settings: Settings, keeper: Keeper | None = None, *, service: str = "") -> Services:

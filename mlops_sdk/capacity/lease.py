@@ -19,6 +19,14 @@ MARKER = "mlops"
 DEFAULT_PROVIDER = "ironic"
 
 
+class Priority(enum.IntEnum):
+    """Classes of work. A higher one gets machines first, and may end a lower one that allows it."""
+
+    BATCH = 0
+    NORMAL = 1
+    URGENT = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:
     """What a run asks for: so many machines, all or none.
@@ -30,6 +38,8 @@ class LeaseRequest:
         deadline: Hard end of the lease (aware UTC); the reaper takes the machines back after it.
         wait_s: How long to wait for capacity before `NoCapacity`; 0 asks once.
         provider: Whose machines: one of those that the deployment has.
+        priority: Its class, while there are fewer machines than people want (`mlops_sdk.capacity.queue`).
+        preemptible: Whether the lease may be ended, with notice, for a higher priority.
     """
 
     nodes: int
@@ -38,6 +48,8 @@ class LeaseRequest:
     traits: tuple[str, ...] = ()
     wait_s: float = 0.0
     provider: str = DEFAULT_PROVIDER
+    priority: Priority = Priority.NORMAL
+    preemptible: bool = False
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -96,6 +108,8 @@ class Marker:
     owner: str
     deadline: datetime
     renewed_until: datetime
+    priority: Priority = Priority.NORMAL
+    preemptible: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The marker as Ironic stores it."""
@@ -108,6 +122,8 @@ class Marker:
             "owner": self.owner,
             "deadline": to_iso(self.deadline),
             "renewed_until": to_iso(self.renewed_until),
+            "priority": int(self.priority),
+            "preemptible": self.preemptible,
         }
 
     @classmethod
@@ -127,6 +143,8 @@ class Marker:
                 owner=str(data["owner"]),
                 deadline=from_iso(str(data["deadline"])),
                 renewed_until=from_iso(str(data["renewed_until"])),
+                priority=priority_of(data.get("priority")),
+                preemptible=bool(data.get("preemptible", False)),
             )
         except (KeyError, ValueError, TypeError):
             return None
@@ -298,6 +316,14 @@ def release_step(allocation: Allocation | None, machine: Machine | None) -> Rele
     if machine.allocation_id:
         return ReleaseStep.DONE
     return _LEFT_STEP.get(machine.provision_state, ReleaseStep.UNKNOWN)
+
+
+def priority_of(stored: Any) -> Priority:
+    """A stored priority; NORMAL for one that is missing or that this version does not know: never a lost marker."""
+    try:
+        return Priority(int(stored))
+    except (TypeError, ValueError):
+        return Priority.NORMAL
 
 
 def overdue(*, deadline: datetime, renewed_until: datetime, now: datetime, skew_s: float) -> EndReason | None:

@@ -77,6 +77,10 @@ class PoolMachine:
         power: In the provider's words ("" when it does not say).
         held_by: Name of what holds it ("" when nobody does).
         marker: Of the holder, when it carries one of ours.
+        traits: What it has.
+        free: It could be given to somebody now.
+        in_service: It is free, or will be when who holds it gives it back.
+        since: When the holder got it, ISO UTC ("" when nobody holds it or the provider does not say).
     """
 
     provider: str
@@ -87,6 +91,10 @@ class PoolMachine:
     power: str = ""
     held_by: str = ""
     marker: Marker | None = None
+    traits: tuple[str, ...] = ()
+    free: bool = False
+    in_service: bool = True
+    since: str = ""
 
 
 class Standing(enum.Enum):

@@ -81,6 +81,8 @@ class Grant:
             owner=self.owner,
             deadline=self.request.deadline,
             renewed_until=now + timedelta(seconds=renew_for_s),
+            priority=self.request.priority,
+            preemptible=self.request.preemptible,
         )
 
     def owns(self, name: str, marker: Marker | None) -> bool:

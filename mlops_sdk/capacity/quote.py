@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine
+from mlops_sdk.capacity.queue import Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Quote:
         price_per_node_second: By the settings' price list; 0 when it names no price for the class.
         total: Price of all machines from now until the deadline.
         currency: Of the prices.
+        turn: Its place among those who wait, when somebody looked.
     """
 
     request: LeaseRequest
@@ -32,18 +34,29 @@ class Quote:
     price_per_node_second: float
     total: float
     currency: str
+    turn: Turn | None = None
 
     @property
     def available_now(self) -> bool:
         """Whether the request could be met at once."""
-        return self.free >= self.request.nodes
+        return self.free >= self.request.nodes if self.turn is None else self.turn.may_ask
 
     def __str__(self) -> str:
-        when = "now" if self.available_now else f"not now ({self.free} free)"
+        when = "now" if self.available_now else self.turn.words() if self.turn else f"not now ({self.free} free)"
         return (
             f"{self.request}: {when}; {self.free} free, {self.busy} busy, {self.waiting} waiting; "
             f"{self.total:.2f} {self.currency} until {self.request.deadline:%Y-%m-%d %H:%M} UTC"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """How many machines there are that suit a request: free, held by somebody, out of service; and who waits."""
+
+    free: int
+    busy: int
+    out_of_service: int
+    waiting: int = 0
 
 
 def quote(
@@ -55,20 +68,33 @@ def quote(
     currency: str,
     now: datetime,
 ) -> Quote:
-    """Count what is there and price the time until the deadline."""
+    """Count what Ironic shows and price the time until the deadline."""
     suitable = [
         m for m in machines if m.resource_class == request.resource_class and set(request.traits) <= set(m.traits)
     ]
     busy = [m for m in suitable if m.allocation_id or m.provision_state in _IN_USE]
     free = [m for m in suitable if is_free(m)]
-    price = prices.get(request.resource_class, 0.0)
-    seconds = max(0.0, (request.deadline - now).total_seconds())
-    return Quote(
-        request=request,
+    supply = Supply(
         free=len(free),
         busy=len(busy),
         out_of_service=len(suitable) - len(busy) - len(free),
         waiting=sum(allocation.state in {"allocating", "error"} for allocation in allocations),
+    )
+    return priced(request, supply, prices=prices, currency=currency, now=now)
+
+
+def priced(
+    request: LeaseRequest, supply: Supply, *, prices: Mapping[str, float], currency: str, now: datetime
+) -> Quote:
+    """The quote of a request, from how many suitable machines there are: any provider's."""
+    price = prices.get(request.resource_class, 0.0)
+    seconds = max(0.0, (request.deadline - now).total_seconds())
+    return Quote(
+        request=request,
+        free=supply.free,
+        busy=supply.busy,
+        out_of_service=supply.out_of_service,
+        waiting=supply.waiting,
         price_per_node_second=price,
         total=request.nodes * seconds * price,
         currency=currency,
@@ -83,6 +109,11 @@ def is_free(machine: Machine) -> bool:
         and not machine.maintenance
         and bool(machine.power_state)  # Ironic's allocator skips machines whose power state it does not know
     )
+
+
+def is_in_use(machine: Machine) -> bool:
+    """Whether somebody has this machine, or had it and it is being cleaned: it comes back by itself."""
+    return not machine.maintenance and (bool(machine.allocation_id) or machine.provision_state in _IN_USE)
 
 
 _IN_USE = {"active", "deploying", "wait call-back", "deploy failed", "deleting", "cleaning", "clean wait", "error"}

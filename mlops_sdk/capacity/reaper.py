@@ -21,6 +21,7 @@ from mlops_sdk.capacity.fence import Claim
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, Marker, belongs, overdue
 from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
 from mlops_sdk.capacity.provider import Provider, Returning
+from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import Piece, read_history
@@ -207,7 +208,8 @@ class Reaper:
         if name is None:
             return
         journal = self._journal(name)
-        generation = read_history(journal.entries()).generations.get(name.generation)
+        history = read_history(journal.entries())
+        generation = history.generations.get(name.generation)
         piece = generation.pieces.get(evidence.resource) if generation else None
         piece = piece or Piece(name=evidence.resource)
         known = piece.evidence
@@ -221,6 +223,8 @@ class Reaper:
             resource_class=request.resource_class if request else "",
             since=piece.since,
         )
+        half_life_s = self._settings.lease.share_half_life_s
+        note_return(self._services.store, evidence, owner=history.owner, since=piece.since, half_life_s=half_life_s)
 
     def _reap_credentials(self, dry_run: bool) -> list[Due]:
         due: list[Due] = []

@@ -176,5 +176,9 @@ def _pool_machine(machine: Machine, allocation: Allocation | None, deployment: s
         state=f"{machine.provision_state}, in maintenance" if machine.maintenance else machine.provision_state,
         power=machine.power_state,
         held_by=allocation.name if allocation else ("somebody else" if machine.allocation_id else ""),
+        traits=machine.traits,
+        free=pricing.is_free(machine),
+        in_service=pricing.is_free(machine) or pricing.is_in_use(machine),
+        since=allocation.created_at if allocation is not None else "",
         marker=marker if allocation is not None and belongs(allocation.name, marker, deployment) else None,
     )

@@ -169,9 +169,12 @@ def owned(found: Allocation) -> Owned:
 def test_the_marker_survives_ironic_and_rubbish_is_no_marker():
     whole = marker()
     assert Marker.parse({MARKER: whole.to_json()}) == whole
-    for key in whole.to_json():
+    for key in whole.to_json().keys() - {"priority", "preemptible"}:
         broken = {k: v for k, v in whole.to_json().items() if k != key}
         assert Marker.parse({MARKER: broken}) is None
+    older = {k: v for k, v in whole.to_json().items() if k not in {"priority", "preemptible"}}
+    newer = {**whole.to_json(), "priority": 99}
+    assert Marker.parse({MARKER: older}) == Marker.parse({MARKER: newer}) == whole  # the reaper must see both
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,221 @@
+"""The queue for a deployment's machines, as objects in its bucket: ``queue/<provider>/<run>-g<generation>.json``.
+
+Whoever wants machines leaves a ticket, renews it while it waits, and removes it when it has them or gives up. Who may
+ask next is decided by `mlops_sdk.capacity.queue` from all tickets and what the provider shows; every waiting run comes
+to the same answer, so nobody has to run a server. A ticket that nobody renews stops counting after the renewal time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from mlops_sdk.canonical import to_json
+from mlops_sdk.capacity.lease import LeaseRequest, from_iso, priority_of, to_iso
+from mlops_sdk.capacity.owned import PoolMachine
+from mlops_sdk.capacity.provider import Grant, Provider
+from mlops_sdk.capacity.queue import Holder, Slot, Ticket, Turn, plan
+from mlops_sdk.capacity.use import used_by_owner
+from mlops_sdk.clock import Clock
+from mlops_sdk.config import LeaseSettings
+from mlops_sdk.errors import NoCapacity, RemoteError
+from mlops_sdk.names import run_key
+from mlops_sdk.objects import ObjectStore
+from mlops_sdk.steps import Steps, pauses
+
+_FOREVER: Final = datetime.max.replace(tzinfo=UTC)
+_FORGOTTEN_AFTER: Final = 10  # renewal times: then whoever sees a dead ticket removes it
+_NOBODY: Final = run_key(uuid.UUID(int=0))
+
+
+class Line:
+    """The queue of one provider, as seen through a login that sees all its machines.
+
+    Args:
+        store: The deployment's bucket.
+        provider: Through the deployment's own login.
+        settings: Renewal time, polling, half-life and shares.
+        clock: Durations.
+    """
+
+    def __init__(self, store: ObjectStore, provider: Provider, settings: LeaseSettings, clock: Clock) -> None:
+        self._store = store
+        self._provider = provider
+        self._settings = settings
+        self._clock = clock
+
+    def wait_turn(self, grant: Grant) -> Steps[float]:
+        """Wait until this lease may ask for its machines; the seconds that are left of its waiting time.
+
+        Closed at a pause, it leaves its ticket: who goes on elsewhere keeps the place.
+
+        Raises:
+            NoCapacity: the waiting time is over; the ticket is gone.
+        """
+        end = self._clock.monotonic() + grant.request.wait_s
+        pause = pauses(self._settings.poll_s)
+        asked_at = self._asked_at(grant)
+        while True:
+            mine = self._put(grant, asked_at)
+            turn = next(turn for turn in self.turns() if turn.ticket.run_key == mine.run_key)
+            left = max(0.0, end - self._clock.monotonic())
+            if turn.may_ask:
+                return left
+            if left <= 0:
+                self.leave(grant)
+                raise NoCapacity(
+                    f"could not get {grant.request} within {grant.request.wait_s:g} s; nothing is held",
+                    seen=turn.words(),
+                    next_step="ask for fewer machines, wait longer (wait_s), or see who holds them: `mlops lease list`",
+                )
+            yield min(max(next(pause), 0.01), left)
+
+    def leave(self, grant: Grant) -> None:
+        """Remove the ticket; one that cannot be removed stops counting by itself. Idempotent."""
+        with suppress(RemoteError):
+            self._store.delete(self._key(grant))
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Everybody who waits, in the order of the queue, and what each may do now."""
+        return self._plan(self._tickets())
+
+    def preview(self, request: LeaseRequest, *, owner: str) -> Turn:
+        """What a request would be told that joined the queue now. Leaves no ticket."""
+        now = self._provider.now()
+        wanted = _ticket(request, key=_NOBODY, owner=owner, asked_at=_FOREVER, renewed_until=_FOREVER, now=now)
+        turns = self._plan([*self._tickets(), wanted])
+        return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
+
+    def _plan(self, tickets: Iterable[Ticket]) -> tuple[Turn, ...]:
+        now = self._provider.now()
+        slots = [slot_of(machine, self._back_by(now)) for machine in self._provider.pool() if machine.in_service]
+        use = used_by_owner(self._store, now=now, half_life_s=self._settings.share_half_life_s)
+        for slot in slots:
+            if slot.holder is not None and slot.holder.project:
+                held_s = max(0.0, (now - slot.holder.since).total_seconds())
+                use[slot.holder.project] = use.get(slot.holder.project, 0.0) + held_s
+        return plan(tickets, slots, now=now, use=use, shares=self._settings.shares)
+
+    def _back_by(self, now: datetime) -> datetime:
+        """When a machine that nobody holds, but that is not free, is back at the latest."""
+        return now + timedelta(seconds=self._settings.clean_timeout_s)
+
+    def _put(self, grant: Grant, asked_at: datetime) -> Ticket:
+        now = self._provider.now()
+        ticket = _ticket(
+            grant.request,
+            key=run_key(grant.run_id),
+            owner=grant.owner,
+            asked_at=asked_at,
+            renewed_until=now + timedelta(seconds=self._settings.renew_for_s),
+            now=now,
+        )
+        self._store.put(self._key(grant), to_json(_to_stored(ticket)))
+        return ticket
+
+    def _asked_at(self, grant: Grant) -> datetime:
+        """When this lease joined: a ticket that is still there keeps its place."""
+        found = _from_stored(self._store.get_json(self._key(grant)))
+        return found.asked_at if found is not None else self._provider.now()
+
+    def _tickets(self) -> Iterator[Ticket]:
+        forgotten = self._provider.now() - timedelta(seconds=_FORGOTTEN_AFTER * self._settings.renew_for_s)
+        for info in list(self._store.list(f"{self._prefix}/")):
+            ticket = _from_stored(self._store.get_json(info.key))
+            if ticket is None:
+                continue
+            if ticket.renewed_until < forgotten:
+                with suppress(RemoteError):
+                    self._store.delete(info.key)
+                continue
+            yield ticket
+
+    @property
+    def _prefix(self) -> str:
+        return f"queue/{self._provider.name}"
+
+    def _key(self, grant: Grant) -> str:
+        return f"{self._prefix}/{run_key(grant.run_id)}-g{grant.generation}.json"
+
+
+def slot_of(machine: PoolMachine, back_by: datetime) -> Slot:
+    """A machine as the plan sees it.
+
+    Args:
+        machine: In service.
+        back_by: When it is free again at the latest, if nobody holds it now and it is not free: it is being cleaned.
+    """
+    traits = frozenset(machine.traits)
+    if machine.free:
+        return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits)
+    marker = machine.marker
+    if marker is None:
+        stranger = Holder(
+            run_key="",
+            project="",
+            priority=priority_of(None),
+            since=_FOREVER,
+            ends_at=_FOREVER if machine.held_by else back_by,
+        )
+        return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=stranger)
+    holder = Holder(
+        run_key=run_key(uuid.UUID(marker.run_id)),
+        project=marker.owner,
+        priority=marker.priority,
+        since=from_iso(machine.since) if machine.since else _FOREVER,
+        ends_at=marker.deadline,
+        preemptible=marker.preemptible,
+    )
+    return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=holder)
+
+
+def _ticket(
+    request: LeaseRequest, *, key: str, owner: str, asked_at: datetime, renewed_until: datetime, now: datetime
+) -> Ticket:
+    return Ticket(
+        run_key=key,
+        project=owner,
+        priority=request.priority,
+        nodes=request.nodes,
+        resource_class=request.resource_class,
+        traits=frozenset(request.traits),
+        asked_at=asked_at,
+        lasts_s=max(0.0, (request.deadline - now).total_seconds()),
+        renewed_until=renewed_until,
+    )
+
+
+def _to_stored(ticket: Ticket) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "run_key": ticket.run_key,
+        "project": ticket.project,
+        "priority": int(ticket.priority),
+        "nodes": ticket.nodes,
+        "resource_class": ticket.resource_class,
+        "traits": sorted(ticket.traits),
+        "asked_at": to_iso(ticket.asked_at),
+        "lasts_s": ticket.lasts_s,
+        "renewed_until": to_iso(ticket.renewed_until),
+    }
+
+
+def _from_stored(raw: Any) -> Ticket | None:
+    """A ticket as stored; None for one that is gone, or that somebody damaged: its owner writes it again."""
+    try:
+        return Ticket(
+            run_key=str(raw["run_key"]),
+            project=str(raw["project"]),
+            priority=priority_of(raw["priority"]),
+            nodes=int(raw["nodes"]),
+            resource_class=str(raw["resource_class"]),
+            traits=frozenset(str(trait) for trait in raw["traits"]),
+            asked_at=from_iso(str(raw["asked_at"])),
+            lasts_s=float(raw["lasts_s"]),
+            renewed_until=from_iso(str(raw["renewed_until"])),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
