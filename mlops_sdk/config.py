@@ -76,12 +76,13 @@ class KeystoneSettings(_Group):
 
 
 class MlflowSettings(_Group):
-    """The MLflow tracking server and registry, with authentication on."""
+    """The MLflow tracking server and registry, with authentication on. `alias` marks the version that serves."""
 
     tracking_uri: str
     node_tracking_uri: str = ""
     username: str = ""
     password: SecretStr = SecretStr("")
+    alias: str = "champion"
 
 
 class LeaseSettings(_Group):
@@ -119,6 +120,10 @@ class BudgetSettings(_Group):
 class Settings(LayeredSettings):
     """All settings of one deployment.
 
+    Attributes:
+        environment: Such as dev, test or prod: what has one has a bucket and the alias ``champion-<environment>`` of
+            its own, and is refused those of others. "" where there is only one.
+
     Raises:
         SettingsError: from :meth:`load`, naming the field and the file.
     """
@@ -128,6 +133,7 @@ class Settings(LayeredSettings):
     deployment_id: uuid.UUID
     broker_key: SecretStr = Field(min_length=32)
     owner: str = "unknown"
+    environment: str = Field(default="", pattern=r"^([a-z][a-z0-9-]{0,15})?$")
     s3: S3Settings
     keystone: KeystoneSettings
     mlflow: MlflowSettings
@@ -136,6 +142,13 @@ class Settings(LayeredSettings):
     currency: str = "EUR"
     cost: CostSettings = CostSettings()
     budget: BudgetSettings = BudgetSettings()
+
+    @model_validator(mode="after")
+    def _own_alias(self) -> Self:
+        expected = f"champion-{self.environment}"
+        if self.environment and self.mlflow.alias != expected:
+            raise ValueError(f"environment {self.environment!r} needs mlflow.alias {expected!r}")
+        return self
 
     @classmethod
     def load(cls, path: Path | None = None) -> Settings:

@@ -78,6 +78,7 @@ OPENSTACK = Form(
             secret=True,
         ),
         "owner": Extra(label="Owner", description="Noted on what is leased"),
+        "environment": Extra(label="Environment", description="Such as dev or prod; each has a bucket of its own"),
         "currency": Extra(label="Currency"),
         "node_seconds_price": Extra(
             label="Prices", description='Price of one second by resource class: {"gpu.h200.8x": 0.01}', kind="object"
@@ -127,6 +128,7 @@ MLFLOW = Form(
     hook_class="mlops_hooks.mlflow.MlflowHook",
     extras={
         "node_tracking_uri": Extra(label="URL for machines", description="If leased machines reach it elsewhere"),
+        "alias": Extra(label="Alias of what serves", description="champion, or champion-<environment>"),
     },
     hidden=("port", "schema"),
     relabeling={"host": "Tracking URL", "login": "User name"},

@@ -45,7 +45,7 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
             keystone=keystone,
             broker_key=fields.secret("broker_secret"),
             deployment=fields.given(
-                "deployment_id", "owner", "currency", "node_seconds_price", "cost", "budget", "lease"
+                "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
             ),
         )
 

@@ -7,7 +7,9 @@ new login, without a restart.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,15 @@ def session_from(path: Path) -> botocore.session.Session:
     session = botocore.session.Session()
     session.register_component("credential_provider", CredentialResolver([_FromFile(path)]))
     return session
+
+
+@contextmanager
+def login_file(token: S3Token) -> Generator[Path]:
+    """The token as a file of ours alone, gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="mlops-s3-") as folder:  # mode 0700
+        path = Path(folder) / "s3.json"
+        path.write_bytes(token.to_bytes())
+        yield path
 
 
 class _FromFile(CredentialProvider):

@@ -51,7 +51,7 @@ class StsTokens:
     def __init__(self, settings: S3Settings, run_key: str, audit: Audit) -> None:
         self.lifetime_s = settings.token_s
         self._settings = settings
-        self._run_key = run_key
+        self.run_key = run_key
         self._audit = audit
         self._client: Any = None
 
@@ -64,7 +64,7 @@ class StsTokens:
             SettingsError: `reads` cannot be said in a policy.
         """
         wanted = tuple(reads)
-        prefix = f"runs/{self._run_key}"
+        prefix = f"runs/{self.run_key}"
         policy = session_policy(self._settings.bucket, prefix, wanted)
         about = {"role": self._settings.run_role, "reads": len(wanted)}
         with self._audit.around("s3.assume_role", prefix, must=True, **about) as outcome:
@@ -78,7 +78,7 @@ class StsTokens:
                 self._client = _connect(self._settings)
             reply = self._client.assume_role(
                 RoleArn=self._settings.run_role,
-                RoleSessionName=f"ml-{self._run_key}",
+                RoleSessionName=f"ml-{self.run_key}",
                 DurationSeconds=int(self._settings.token_s),
                 Policy=policy,
             )

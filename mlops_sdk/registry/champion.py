@@ -1,4 +1,4 @@
-"""The champion: the model version that serves. In MLflow it is the version under the alias ``champion``."""
+"""The champion: the model version that serves. In MLflow it is the version under the alias of our environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mlops_sdk.errors import RegistryError
 from mlops_sdk.registry.mlflow_api import MlflowApi
 from mlops_sdk.registry.models import tags_of_version, trying
 
-ALIAS = "champion"
 _HELD_OUT = TypeAdapter(dict[str, float])
 
 
@@ -58,8 +57,8 @@ def read_champion(settings: MlflowSettings, name: str) -> Champion | None:
         AccessDenied: wrong user or password.
         RegistryError: MLflow refused, or the version does not say what it is.
     """
-    found = trying(name, lambda: _aliased(MlflowApi(settings), name))
-    return None if found is None else _champion(found)
+    found = trying(name, lambda: _aliased(MlflowApi(settings), name, settings.alias))
+    return None if found is None else _champion(found, settings.alias)
 
 
 def set_champion(settings: MlflowSettings, name: str, version: int) -> None:
@@ -70,7 +69,7 @@ def set_champion(settings: MlflowSettings, name: str, version: int) -> None:
         RegistryError: there is no such version.
     """
     api = MlflowApi(settings)
-    trying(name, lambda: api.post("registered-models/alias", name=name, alias=ALIAS, version=str(version)))
+    trying(name, lambda: api.post("registered-models/alias", name=name, alias=settings.alias, version=str(version)))
 
 
 def tag_version(settings: MlflowSettings, name: str, version: int, tags: Mapping[str, str]) -> None:
@@ -84,17 +83,17 @@ def tag_version(settings: MlflowSettings, name: str, version: int, tags: Mapping
     trying(name, write)
 
 
-def _aliased(api: MlflowApi, name: str) -> dict[str, Any] | None:
+def _aliased(api: MlflowApi, name: str, alias: str) -> dict[str, Any] | None:
     """Through the search: asked for the alias of a model that does not exist, MLflow says that we lack a permission."""
     quoted = name.replace("'", "''")
     found = api.get("registered-models/search", filter=f"name='{quoted}'").get("registered_models", [])
-    versions = [a["version"] for model in found for a in model.get("aliases", []) if a["alias"] == ALIAS]
+    versions = [a["version"] for model in found for a in model.get("aliases", []) if a["alias"] == alias]
     if not versions:
         return None
     return dict(api.get("model-versions/get", name=name, version=str(versions[0]))["model_version"])
 
 
-def _champion(version: Mapping[str, Any]) -> Champion:
+def _champion(version: Mapping[str, Any], alias: str) -> Champion:
     tags = tags_of_version(version)
     try:
         return Champion(
@@ -108,7 +107,7 @@ def _champion(version: Mapping[str, Any]) -> Champion:
         )
     except (KeyError, ValidationError, json.JSONDecodeError) as error:
         raise RegistryError(
-            f"version {version.get('version')!r} of model {version.get('name')!r} is the {ALIAS}, but says too little",
+            f"version {version.get('version')!r} of model {version.get('name')!r} is the {alias}, but says too little",
             seen=f"tag {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0],
-            next_step=f"give the alias {ALIAS!r} to a version that this library registered, or remove it",
+            next_step=f"give the alias {alias!r} to a version that this library registered, or remove it",
         ) from error
