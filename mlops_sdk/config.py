@@ -85,6 +85,19 @@ class MlflowSettings(_Group):
     alias: str = "champion"
 
 
+class StaticHost(_Group):
+    """A host of the fixed pool: always on, leased by a claim in S3. `user` is an account that only leases use."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
+    address: str
+    port: int = Field(default=22, gt=0, lt=65536)
+    user: str = "mlops"
+    host_public_key: str
+    resource_class: str
+    traits: tuple[str, ...] = ()
+    gpus: int = Field(default=0, ge=0)
+
+
 class LeaseSettings(_Group):
     """How long things are held. All in seconds."""
 
@@ -138,6 +151,9 @@ class Settings(LayeredSettings):
     keystone: KeystoneSettings
     mlflow: MlflowSettings
     lease: LeaseSettings = LeaseSettings()
+    static_hosts: tuple[StaticHost, ...] = ()
+    static_key: SecretStr = Field(default=SecretStr(""), description="logs in to the static hosts; or its file:")
+    static_key_file: str = ""
     node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
     currency: str = "EUR"
     cost: CostSettings = CostSettings()

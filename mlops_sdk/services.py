@@ -13,6 +13,8 @@ from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers import ironic
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
+from mlops_sdk.capacity.providers.static import NAME as STATIC
+from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.clock import Clock, SystemClock
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings, Settings
@@ -108,10 +110,15 @@ class Services:
 def connect_services(settings: Settings, keeper: Keeper | None = None, *, service: str = "") -> Services:
     """The real services of a deployment, each connected to at its first use. `service`: our name in the audit log."""
     cloud = Cloud(settings.keystone)
+    baremetal = IronicApi(cloud)
     store = ObjectStore.open(settings.s3)
 
     def connect(login: KeystoneSettings) -> BaremetalApi:
         return IronicApi(Cloud(login))
+
+    def open_static(login: KeystoneSettings | None, party: Party) -> Provider:
+        del login  # the pool's key is the deployment's
+        return StaticHosts(store, party, baremetal.now)
 
     return Services(
         settings=settings,
@@ -119,7 +126,8 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
         broker=CredentialBroker(
             KeystoneCredentials(cloud), settings.broker_key, audit_of(settings, store, service=service)
         ),
-        baremetal=IronicApi(cloud),
+        baremetal=baremetal,
         connect=connect,
         keeper=keeper or ThreadKeeper(),
+        others={STATIC: open_static} if settings.static_hosts else {},
     )

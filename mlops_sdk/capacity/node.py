@@ -10,11 +10,11 @@ class Node:
     """One leased machine.
 
     Attributes:
-        id: The provider's id (Ironic: node UUID).
+        id: The provider's id (Ironic: node UUID; fixed pool: the host's name).
         name: The provider's name for the machine.
         index: Position in the lease, 0-based.
         address: Where its SSH daemon answers; comes from the inventory.
-        host_public_key: Public half of the SSH host key made for this lease (OpenSSH one-line form); pinned.
+        host_public_key: The one SSH host key it may show (OpenSSH one-line form): made for this lease, or known before.
         leaf: Name of the leaf switch its InfiniBand rails hang on ("" when unknown).
         position: Port number on that leaf (0 when unknown).
         resource_class: Ironic resource class.
@@ -23,6 +23,8 @@ class Node:
         image: What the machine runs (image name and version).
         driver: Accelerator driver version ("" when unknown).
         firmware: BMC/BIOS firmware version ("" when unknown).
+        port: TCP port of its SSH daemon.
+        user: The account on it that leases use.
     """
 
     id: str
@@ -38,3 +40,5 @@ class Node:
     image: str = ""
     driver: str = ""
     firmware: str = ""
+    port: int = 22
+    user: str = "root"

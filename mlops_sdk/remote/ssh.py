@@ -138,10 +138,13 @@ async def connect(host: Host, *, timeout_s: float) -> Connection:
         await asyncio.sleep(_RETRY_S)
 
 
-def run_once(host: Host, argv: Sequence[str], *, timeout_s: float = 10.0) -> str:
+def run_once(
+    host: Host, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 10.0, login_s: float = 0.0
+) -> str:
     """Log in, run one short command, log out; returns its standard output.
 
-    Blocks. In a thread of its own, so that it works where an event loop runs already, as in a notebook.
+    Blocks. In a thread of its own, so that it works where an event loop runs already, as in a notebook. A login may
+    take `login_s`, where that is not 0, and the command `timeout_s`.
 
     Raises:
         HostKeyMismatch, NodeFailed: as `connect`.
@@ -149,9 +152,9 @@ def run_once(host: Host, argv: Sequence[str], *, timeout_s: float = 10.0) -> str
     """
 
     async def once() -> str:
-        connection = await connect(host, timeout_s=timeout_s)
+        connection = await connect(host, timeout_s=login_s or timeout_s)
         try:
-            return await connection.run(argv, timeout_s=timeout_s)
+            return await connection.run(argv, stdin=stdin, timeout_s=timeout_s)
         finally:
             await connection.close()
 

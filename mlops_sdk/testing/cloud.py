@@ -15,7 +15,10 @@ from datetime import datetime
 from typing import Any
 
 from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
+from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
+from mlops_sdk.capacity.providers.static import NAME as STATIC
+from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.client import Client
 from mlops_sdk.config import KeystoneSettings, Settings
@@ -26,8 +29,9 @@ from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.services import Services
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import FaultScript
+from mlops_sdk.testing.hosts import FakeHosts
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
-from mlops_sdk.testing.settings import fake_settings
+from mlops_sdk.testing.settings import fake_settings, with_hosts
 
 _NOT_FREE = {"deploying", "wait call-back", "deleting", "cleaning", "clean wait"}
 
@@ -60,13 +64,15 @@ class FakeCloud:
     Args:
         machines: How many machines of class ``gpu.h200.8x`` there are, in project ``ours``.
         settings: The deployment; default: short times.
+        hosts: How many hosts of class ``gpu.static`` its fixed pool has; 0 for no such pool.
     """
 
-    def __init__(self, machines: int = 4, settings: Settings | None = None) -> None:
+    def __init__(self, machines: int = 4, settings: Settings | None = None, *, hosts: int = 0) -> None:
         self.clock = FakeClock()
         self.faults = FaultScript()
         self.s3 = MemoryS3(self.faults)
-        self.settings = settings or fake_settings()
+        self.settings = with_hosts(settings or fake_settings(), hosts)
+        self.hosts = FakeHosts(self.faults)
         self.machines: dict[str, FakeMachine] = {}
         self.allocations: dict[str, Allocation] = {}
         self.allocation_due: dict[str, float] = {}
@@ -111,7 +117,12 @@ class FakeCloud:
             connect=lambda login: FakeBaremetal(self, login),
             clock=self.clock,
             keeper=keeper or ThreadKeeper(),
+            others={STATIC: self._open_static} if self.settings.static_hosts else {},
         )
+
+    def _open_static(self, login: KeystoneSettings | None, party: Party) -> Provider:
+        del login
+        return StaticHosts(memory_store(self.s3), party, self.clock.now, self.hosts)
 
     def reaper(self) -> Reaper:
         """A reaper of this cloud."""

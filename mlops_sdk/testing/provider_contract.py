@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import SecretStr
 
@@ -26,9 +26,11 @@ from mlops_sdk.capacity.owned import Held, Owned, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.clock import Clock
 from mlops_sdk.errors import CapacityError, LeaseLost, NoCapacity
-from mlops_sdk.steps import drive
+from mlops_sdk.steps import Steps, drive
 from mlops_sdk.testing.contracts import ContractBroken
 from mlops_sdk.testing.faults import Crash
+
+T = TypeVar("T")
 
 _POLLS = 300
 
@@ -100,6 +102,10 @@ class Bench:
         _expect(sorted(noted, key=_name) == sorted(evidence, key=_name), "each piece of evidence is told once")
         return evidence
 
+    def drive(self, steps: Steps[T]) -> T:
+        """Do what waits now and then, in this clock's time."""
+        return drive(steps, self.clock)
+
     def owned(self, grant: Grant) -> dict[str, Owned]:
         """What exists of a grant, by name."""
         return {item.name: item for item in self.open().list_owned() if item.name in grant.names and not item.parent}
@@ -108,12 +114,12 @@ class Bench:
 def acquiring_twice_is_one_lease(bench: Bench) -> None:
     """Also from another process, and for one that begins without waiting."""
     with _lease(bench) as (provider, grant):
-        drive(provider.begin(grant), bench.clock)
-        nodes = drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.begin(grant))
+        nodes = bench.drive(provider.acquire(grant))
         _expect(len({node.id for node in nodes}) == bench.nodes, "as many machines as were asked for")
         _expect([node.index for node in nodes] == list(range(bench.nodes)), "in their order")
-        _expect(drive(provider.acquire(grant), bench.clock) == nodes, "asked again, it adopts")
-        _expect(drive(bench.open().acquire(grant), bench.clock) == nodes, "another process adopts")
+        _expect(bench.drive(provider.acquire(grant)) == nodes, "asked again, it adopts")
+        _expect(bench.drive(bench.open().acquire(grant)) == nodes, "another process adopts")
         owned = bench.owned(grant)
         _expect({item.node_id for item in owned.values()} == {node.id for node in nodes}, "there is one lease")
 
@@ -121,7 +127,7 @@ def acquiring_twice_is_one_lease(bench: Bench) -> None:
 def what_is_owned_is_listed_with_its_marker(bench: Bench) -> None:
     """Exactly what carries our marker, under a name that agrees with it."""
     with _lease(bench) as (provider, grant):
-        drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.acquire(grant))
         for index, name in enumerate(grant.names):
             item = bench.owned(grant).get(name)
             _expect(item is not None, f"{name} is listed")
@@ -143,7 +149,7 @@ def a_stranger_is_left_alone(bench: Bench) -> None:
     try:
         provider = bench.open()
         try:
-            drive(provider.acquire(grant), bench.clock)
+            bench.drive(provider.acquire(grant))
         except LeaseLost:
             pass
         else:
@@ -160,7 +166,7 @@ def renewing_moves_the_first_time_and_extending_both(bench: Bench) -> None:
     with _lease(bench) as (provider, grant):
         _expect(provider.renew(grant) == 0, "renewing what is not there is no error, and makes nothing")
         _expect(bench.owned(grant) == {}, "nothing was made")
-        drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.acquire(grant))
         first = bench.owned(grant)
         bench.clock.sleep(2.1)  # services tell the time in seconds
         _expect(provider.renew(grant) == bench.nodes, "every piece is renewed")
@@ -182,7 +188,7 @@ def releasing_twice_is_releasing_once(bench: Bench) -> None:
         _expect(item.outcome is Outcome.NEVER_DEPLOYED, "what never was had nothing on it")
     provider = bench.open()
     try:
-        drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.acquire(grant))
     finally:
         evidence = bench.release(grant)
     for item in evidence:
@@ -200,7 +206,7 @@ def what_was_given_back_is_not_made_again(bench: Bench) -> None:
     """A generation that the journal knows to have been in use stays gone."""
     with _lease(bench) as (provider, grant):
         try:
-            drive(provider.acquire(grant, deployed={grant.name(0)}), bench.clock)
+            bench.drive(provider.acquire(grant, deployed={grant.name(0)}))
         except LeaseLost:
             _expect(bench.owned(grant) == {}, "nothing was made")
         else:
@@ -214,7 +220,7 @@ def too_few_machines_hold_nothing(bench: Bench) -> None:
     grant = bench.grant(nodes=len(there) + 1)
     _expect(not provider.quote(grant.request).available_now, "a quote says what cannot be had")
     try:
-        drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.acquire(grant))
     except NoCapacity as error:
         _expect(bool(error.seen and error.next_step), "it says what was seen, and what to do")
     else:
@@ -227,7 +233,7 @@ def too_few_machines_hold_nothing(bench: Bench) -> None:
 def what_we_are_not_entitled_to_stays(bench: Bench) -> None:
     """Renewed by its run in between: whoever began to give it back stops."""
     with _lease(bench) as (provider, grant):
-        drive(provider.acquire(grant), bench.clock)
+        bench.drive(provider.acquire(grant))
         for name in grant.names:
             returning = bench.open().returning(
                 Held(name=name), reason=EndReason.NOT_RENEWED, entitled=lambda _name, _marker: False, run_key="x"
@@ -236,7 +242,7 @@ def what_we_are_not_entitled_to_stays(bench: Bench) -> None:
             _expect(returning.abandoned, "it is abandoned")
             _expect(evidence is not None and evidence.outcome is Outcome.PENDING, "and says that it is not back")
         _expect(len(bench.owned(grant)) == bench.nodes, "it is still there")
-        _expect(len(drive(provider.acquire(grant), bench.clock)) == bench.nodes, "and in use")
+        _expect(len(bench.drive(provider.acquire(grant))) == bench.nodes, "and in use")
 
 
 def a_crash_while_acquiring_is_repaired_by_acquiring(bench: Bench) -> None:
@@ -317,7 +323,7 @@ def _moments(bench: Bench, live: Callable[[Bench, Grant, Provider], None]) -> li
 
 
 def _acquire_and_release(bench: Bench, grant: Grant, provider: Provider) -> None:
-    drive(provider.acquire(grant), bench.clock)
+    bench.drive(provider.acquire(grant))
     bench.release(grant, provider)
 
 
@@ -332,7 +338,7 @@ def _die_at(bench: Bench, grant: Grant, moment: str) -> None:
 def _acquired_or_lost(bench: Bench, grant: Grant) -> tuple[Any, ...]:
     """What another process gets; a machine that is being given back already is never adopted."""
     try:
-        return drive(bench.open().acquire(grant), bench.clock)
+        return bench.drive(bench.open().acquire(grant))
     except CapacityError:
         return ()
 

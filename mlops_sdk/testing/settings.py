@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Settings
+from mlops_sdk.config import KeystoneSettings, MlflowSettings, S3Settings, Settings, StaticHost
 
 
 def fake_settings() -> Settings:
@@ -28,3 +28,18 @@ def fake_settings() -> Settings:
             "node_seconds_price": {"gpu.h200.8x": 0.01},
         }
     )
+
+
+def with_hosts(settings: Settings, number: int) -> Settings:
+    """The same deployment with a fixed pool of hosts."""
+    hosts = tuple(
+        StaticHost(
+            name=f"pool-{index:02d}",
+            address=f"10.0.1.{index}",
+            host_public_key=f"ssh-ed25519 HOST{index}",
+            resource_class="gpu.static",
+            gpus=8,
+        )
+        for index in range(1, number + 1)
+    )
+    return settings.model_copy(update={"static_hosts": hosts}) if hosts else settings

@@ -99,6 +99,8 @@ class Site:
             address=node.address,
             host_public_key=node.host_public_key,
             client_private_key=self.client_key.private,
+            username=node.user,
+            port=node.port,
         )
 
     def note_begin(self, attempt: int) -> None:

@@ -1,0 +1,196 @@
+"""What a lease does on a host of the fixed pool, over SSH with the deployment's key: look, let in, clean.
+
+The account is one that only leases use: cleaning ends every process of it that was not there before the lease, puts
+its authorized keys back as they were, and removes the lease's files. What an account could hide elsewhere (a crontab
+of its own, a file that its shell reads) stays; the page on resources says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mlops_sdk.capacity.providers.static_claim import Before
+from mlops_sdk.config import Settings, StaticHost
+from mlops_sdk.errors import SettingsError
+from mlops_sdk.remote.ssh import Host, run_once
+
+_LOGIN_S = 10.0
+_CLEAN_S = 60.0
+
+# A process is told by its number and its start time: numbers are used again.
+_FUNCTIONS = r"""
+set -u
+export LC_ALL=C
+me=$(id -u)
+keys=$HOME/.ssh/authorized_keys
+started() {
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    set -- ${stat##*) }
+    [ "$1" != Z ] || return 1
+    echo "${20}"
+}
+parent() {
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    set -- ${stat##*) }
+    echo "$2"
+}
+processes() {
+    for folder in /proc/[0-9]*; do
+        [ "$(stat -c %u "$folder" 2>/dev/null)" = "$me" ] || continue
+        pid=${folder#/proc/}
+        start=$(started "$pid") && echo "$pid:$start"
+    done
+}
+"""
+
+_LOOK = (
+    _FUNCTIONS
+    + r"""
+if [ "$me" = 0 ] && [ "$(cat /proc/1/comm)" = systemd ]; then
+    echo "root of a host whose services systemd starts: cleaning could not tell them from a lease's processes" >&2
+    exit 3
+fi
+echo image "$( (. /etc/os-release && echo "$PRETTY_NAME") 2>/dev/null)"
+processes | sed 's/^/process /'
+[ ! -f "$keys" ] || sed 's/^/key /' "$keys"
+"""
+)
+
+# standard input: the whole file from now on
+_LET_IN = r"""
+set -eu
+umask 077
+keys=$HOME/.ssh/authorized_keys
+mkdir -p "$HOME/.ssh"
+cat > "$keys.mlops"
+mv -f "$keys.mlops" "$keys"
+"""
+
+# standard input: "process pid:start" and "key line", what there was before; arguments: folders to remove
+_CLEAN = (
+    _FUNCTIONS
+    + r"""
+umask 077
+newline='
+'
+before="$(cat)$newline"
+mkdir -p "$HOME/.ssh"
+printf '%s' "$before" | sed -n 's/^key //p' > "$keys.mlops" && mv -f "$keys.mlops" "$keys" || exit 4
+kept=" "
+pid=$$
+while [ "${pid:-0}" -gt 0 ]; do
+    kept="$kept$pid "
+    pid=$(parent "$pid") || break
+done
+foreign() {
+    processes | while IFS=: read -r pid start; do
+        case "$kept" in *" $pid "*) continue ;; esac
+        case "$before" in *"process $pid:$start$newline"*) continue ;; esac
+        [ "$(parent "$pid")" != "$$" ] || continue
+        echo "$pid"
+    done
+}
+ended=0
+for round in 1 2 3 4 5 6 7 8 9 10; do
+    live=""
+    for pid in $(foreign); do
+        kill -STOP "$pid" 2>/dev/null && live="$live $pid"
+    done
+    [ -n "$live" ] || break
+    kill -KILL $live 2>/dev/null
+    ended=$((ended + $(set -- $live; echo $#)))
+    sleep 0.2
+done
+for pid in $(foreign); do
+    kill -0 "$pid" 2>/dev/null || continue
+    echo "process $pid does not end: $(tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null)" >&2
+    exit 5
+done
+rm -rf "$@" || exit 6
+if command -v nvidia-smi > /dev/null; then
+    users=$(nvidia-smi --query-compute-apps=pid --format=csv,noheader) || { echo "nvidia-smi failed" >&2; exit 7; }
+    [ -z "$users" ] || { echo "accelerators are in use by: $users" >&2; exit 7; }
+fi
+echo "$ended processes ended, keys as before, $# folders removed"
+"""
+)
+
+
+class HostShell(Protocol):
+    """What is done on a host. Each call may be made again. All raise `MlopsError` when the host fails."""
+
+    def look(self, host: StaticHost) -> Before:
+        """What it is like now."""
+        ...
+
+    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
+        """Let these keys in, besides those that were let in before."""
+        ...
+
+    def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
+        """Bring it back to what it was before a lease; what was done, in words.
+
+        Raises:
+            RemoteCommandError: it is not clean, and why.
+        """
+        ...
+
+
+class SshShell(HostShell):
+    """`HostShell` over SSH.
+
+    Args:
+        settings: Hold the deployment's key for the pool, or name its file.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def look(self, host: StaticHost) -> Before:
+        """See `HostShell.look`."""
+        lines = run_once(self._host(host), ["sh", "-c", _LOOK], login_s=_LOGIN_S, timeout_s=_LOGIN_S).splitlines()
+        found = [line.partition(" ")[::2] for line in lines]
+        keys = [value for kind, value in found if kind == "key"]
+        return Before(
+            authorized_keys="".join(f"{key}\n" for key in keys),
+            processes=tuple(value for kind, value in found if kind == "process"),
+            image=next((value for kind, value in found if kind == "image"), ""),
+        )
+
+    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
+        """See `HostShell.let_in`."""
+        keys = before.authorized_keys + "".join(f"{key.strip()} mlops-lease\n" for key in public_keys)
+        run_once(self._host(host), ["sh", "-c", _LET_IN], stdin=keys.encode(), login_s=_LOGIN_S, timeout_s=_LOGIN_S)
+
+    def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
+        """See `HostShell.clean`."""
+        lines = [f"process {item}" for item in before.processes]
+        lines += [f"key {line}" for line in before.authorized_keys.splitlines()]
+        argv = ["sh", "-c", _CLEAN, "clean", f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
+        stdin = "".join(f"{line}\n" for line in lines) or "\n"
+        return run_once(self._host(host), argv, stdin=stdin.encode(), login_s=_LOGIN_S, timeout_s=_CLEAN_S).strip()
+
+    def _host(self, host: StaticHost) -> Host:
+        return Host(
+            name=host.name,
+            address=host.address,
+            host_public_key=host.host_public_key,
+            client_private_key=self._key(),
+            username=host.user,
+            port=host.port,
+        )
+
+    def _key(self) -> str:
+        settings = self._settings
+        if settings.static_key.get_secret_value():
+            return settings.static_key.get_secret_value()
+        try:
+            return Path(settings.static_key_file).expanduser().read_text()
+        except OSError as error:
+            raise SettingsError(
+                f"the key for the static hosts cannot be read from {settings.static_key_file!r}",
+                seen=str(error),
+                next_step="set static_key, or static_key_file to a file that this account can read",
+            ) from error
