@@ -26,6 +26,19 @@ class Priority(enum.IntEnum):
     NORMAL = 1
     URGENT = 2
 
+    @classmethod
+    def named(cls, name: str) -> Priority:
+        """By its name in lower case.
+
+        Raises:
+            ValueError: naming those that there are.
+        """
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            known = ", ".join(repr(each.name.lower()) for each in cls)
+            raise ValueError(f"there is no priority {name!r}; there are {known}") from None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:

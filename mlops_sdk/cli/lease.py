@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from mlops_sdk.capacity.owned import PoolMachine
+from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client
@@ -31,6 +33,19 @@ def list_leases(as_json: bool) -> None:
     print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
 
 
+@lease.command("queue")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def queue(as_json: bool) -> None:
+    """Who waits for machines, in the order in which they get them, and when that is likely."""
+    services = Client().services
+    rows = [_turn(name, turn) for name in services.providers for turn in services.line(name).turns()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    headings = ("provider", "position", "run", "owner", "priority", "wants", "since", "expected", "why")
+    print_columns(headings, [[str(row[heading]) for heading in headings] for row in rows])
+
+
 @lease.command("report")
 @click.option("--days", default=1.0, show_default=True, help="leave out runs that ended longer ago")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -53,4 +68,19 @@ def _row(machine: PoolMachine) -> dict[str, str]:
         "owner": marker.owner if marker else "",
         "renewed_until": f"{marker.renewed_until:%H:%M:%S}" if marker else "",
         "deadline": f"{marker.deadline:%Y-%m-%d %H:%M:%S}" if marker else "",
+    }
+
+
+def _turn(provider: str, turn: Turn) -> dict[str, Any]:
+    ticket = turn.ticket
+    return {
+        "provider": provider,
+        "position": turn.position,
+        "run": ticket.run_key,
+        "owner": ticket.project,
+        "priority": ticket.priority.name.lower(),
+        "wants": f"{ticket.nodes} x {ticket.resource_class}",
+        "since": f"{ticket.asked_at:%Y-%m-%d %H:%M:%S}",
+        "expected": f"{turn.expected_at:%Y-%m-%d %H:%M:%S}" if turn.expected_at else "",
+        "why": turn.why,
     }

@@ -7,7 +7,6 @@ machines >> train >> ReleaseOperator(task_id="release").as_teardown(setups=machi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Final, NoReturn
 
 from airflow.sdk import Context
@@ -45,6 +44,8 @@ class ProvisionOperator(MlopsOperator):
         traits: Ironic traits that each must have. Templated.
         hours: Hard limit of the lease. Templated.
         wait_s: How long to wait for capacity. Templated.
+        priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``. Templated.
+        preemptible: Whether the lease may be ended, with notice, for a higher priority. Templated.
         kwargs: Of `MlopsOperator`.
     """
 
@@ -55,6 +56,8 @@ class ProvisionOperator(MlopsOperator):
         "traits",
         "hours",
         "wait_s",
+        "priority",
+        "preemptible",
     )
     operator_extra_links = (NodeLink(),)
     ui_color = "#e6eefc"
@@ -67,6 +70,8 @@ class ProvisionOperator(MlopsOperator):
         traits: Sequence[str] = (),
         hours: float | str = 1.0,
         wait_s: float | str = 60.0,
+        priority: str = "normal",
+        preemptible: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,6 +80,8 @@ class ProvisionOperator(MlopsOperator):
         self.traits = traits
         self.hours = hours
         self.wait_s = wait_s
+        self.priority = priority
+        self.preemptible = preemptible
 
     def execute(self, context: Context) -> NoReturn:
         """Decide on the generation, write it down, ask for the machines, wait."""
@@ -114,36 +121,31 @@ class ProvisionOperator(MlopsOperator):
 
     def _lease(self, context: Context, client: Client, run: Run, generation: int) -> NoReturn:
         _store(context).set(GENERATION, generation)
-        with self.failures():
-            quote = self._ask(client, run, generation)
         trigger = ProvisionTrigger(
             generation=generation,
             asked_by=run.journal.writer,
-            quote=quote,
+            quote="",
             nodes=int(self.nodes),
             resource_class=self.resource_class,
             traits=list(self.traits),
             hours=float(self.hours),
             wait_s=float(self.wait_s),
+            priority=self.priority,
+            preemptible=str(self.preemptible).lower() == "true",
             **self.connections,
             run_name=self.run_name,
         )
+        with self.failures():
+            trigger.quote = self._ask(client, run, generation, trigger.request(client.services.now()))
         self.defer(trigger=trigger, method_name=self.provisioned.__name__, timeout=self.execution_timeout)
 
-    def _ask(self, client: Client, run: Run, generation: int) -> str:
+    def _ask(self, client: Client, run: Run, generation: int, request: LeaseRequest) -> str:
         """Ask for the machines; the quote, empty when an earlier try has asked for them already.
 
         What goes wrong here goes wrong in the trigger again, which gives back what there is. A task that is killed
         before there is a trigger renews nothing: its next try adopts, or the reaper returns what it got.
         """
         earlier = run.history().generations.get(generation)
-        request = LeaseRequest(
-            nodes=int(self.nodes),
-            resource_class=self.resource_class,
-            traits=tuple(self.traits),
-            deadline=client.services.now() + timedelta(hours=float(self.hours)),
-            wait_s=float(self.wait_s),
-        )
         quote = "" if earlier and earlier.request else str(client.quote(request))
         self.log.info("%s", quote or "an earlier try has asked for them already")
         try:

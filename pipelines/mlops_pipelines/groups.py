@@ -96,6 +96,8 @@ def _machines(plan: Any, model: str, *, code: Any, data: Any) -> tuple[Provision
             traits=plan["traits"],
             hours=plan["hours"],
             wait_s=plan["wait_s"],
+            priority=plan["priority"],
+            preemptible=plan["preemptible"],
             **_TRY_AGAIN,
         ).as_setup()
         train = TrainOperator(

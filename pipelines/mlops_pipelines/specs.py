@@ -34,6 +34,10 @@ class CapacitySpec(_Spec):
         description="Hard limit of the lease; the machines are returned then, whatever happens.",
     )
     wait_s: float = Field(default=60.0, ge=0, description="How long to wait for free capacity before giving up.")
+    priority: Literal["batch", "normal", "urgent"] = Field(
+        default="normal", description="Who gets machines first while there are too few."
+    )
+    preemptible: bool = Field(default=False, description="The lease may be ended, with notice, for a higher priority.")
 
 
 class TrainSpec(_Spec):

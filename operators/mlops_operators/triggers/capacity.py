@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from mlops_operators.triggers.base import MlopsTrigger
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
-from mlops_sdk.client import Client
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, Priority, to_iso
 from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.run import Run
@@ -26,6 +25,8 @@ class ProvisionTrigger(MlopsTrigger):
         traits: That each must have.
         hours: Until the deadline, from the first request on.
         wait_s: How long to wait for capacity.
+        priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``.
+        preemptible: Whether the lease may be ended, with notice, for a higher priority.
         connections: See `MlopsTrigger`.
     """
 
@@ -40,6 +41,8 @@ class ProvisionTrigger(MlopsTrigger):
         traits: list[str],
         hours: float,
         wait_s: float,
+        priority: str = "normal",
+        preemptible: bool = False,
         **connections: str,
     ) -> None:
         super().__init__(**connections)
@@ -51,6 +54,8 @@ class ProvisionTrigger(MlopsTrigger):
         self.traits = traits
         self.hours = hours
         self.wait_s = wait_s
+        self.priority = priority
+        self.preemptible = preemptible
         self._adopts = False
         self._run: Run | None = None
 
@@ -66,14 +71,29 @@ class ProvisionTrigger(MlopsTrigger):
             "traits": self.traits,
             "hours": self.hours,
             "wait_s": self.wait_s,
+            "priority": self.priority,
+            "preemptible": self.preemptible,
         }
+
+    def request(self, now: datetime) -> LeaseRequest:
+        """What is leased, if it is asked for at this moment by the cloud's clock."""
+        return LeaseRequest(
+            nodes=self.nodes,
+            resource_class=self.resource_class,
+            traits=tuple(self.traits),
+            deadline=now + timedelta(hours=self.hours),
+            wait_s=self.wait_s,
+            priority=Priority.named(self.priority),
+            preemptible=self.preemptible,
+        )
 
     async def work(self) -> dict[str, Any]:
         """Lease; the machines by name."""
         client = await self.client()
         run = self._run = await self.blocking(client.start_run, self.run_name)
         try:
-            request = await self.blocking(self._request, client, run)
+            self._adopts = await self.blocking(self._was_asked_for_before, run)
+            request = self.request(await self.blocking(client.services.now))
             lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
             provider = client.services.provider(request.provider)
             link = await self.blocking(provider.address_of, lease.nodes[0].id)
@@ -108,15 +128,9 @@ class ProvisionTrigger(MlopsTrigger):
         if run is not None and await self.blocking(self._is_mine, run):
             await adrive(run.releasing(EndReason.CANCELLED), client.services.clock)
 
-    def _request(self, client: Client, run: Run) -> LeaseRequest:
-        self._adopts = any(writer != self.asked_by for writer in self._askers(run))
-        return LeaseRequest(
-            nodes=self.nodes,
-            resource_class=self.resource_class,
-            traits=tuple(self.traits),
-            deadline=client.services.now() + timedelta(hours=self.hours),
-            wait_s=self.wait_s,
-        )
+    def _was_asked_for_before(self, run: Run) -> bool:
+        """Whether another than the task that made this trigger has asked for the lease: an earlier try."""
+        return any(writer != self.asked_by for writer in self._askers(run))
 
     def _is_mine(self, run: Run) -> bool:
         """Whether this trigger's own process, or the task that began it, was the last to ask for the lease."""

@@ -24,7 +24,7 @@ from mlops_pipelines.recipes.timeline import Step, Timeline
 from mlops_pipelines.specs import CapacitySpec, TrainSpec
 from mlops_sdk.capacity.accounts import cost_of_run, tag_versions
 from mlops_sdk.capacity.cost_lines import by_line
-from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.lease import LeaseRequest, Priority
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
 from mlops_sdk.config import Settings
@@ -230,6 +230,8 @@ def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
         traits=capacity.traits,
         deadline=client.services.now() + timedelta(hours=capacity.hours),
         wait_s=capacity.wait_s,
+        priority=Priority.named(capacity.priority),
+        preemptible=capacity.preemptible,
     )
 
 

@@ -13,6 +13,7 @@ from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.failures import airflow_failures, error_from_json, error_to_json
 from mlops_operators.triggers.capacity import ProvisionTrigger
 from mlops_sdk import errors
+from mlops_sdk.capacity.lease import Priority
 from mlops_sdk.config import BudgetSettings
 from mlops_sdk.errors import AccessDenied, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
@@ -122,6 +123,14 @@ def test_a_trigger_that_starts_too_late_does_not_cost_the_task_a_try(cloud):
     assert len(cloud.held) == 2
 
 
+def test_a_request_keeps_its_class_on_the_way_to_the_cloud(cloud):
+    provision(nodes=1, priority="urgent", preemptible="True").run()
+    (allocation,) = cloud.allocations.values()
+    assert (allocation.marker.priority, allocation.marker.preemptible) == (Priority.URGENT, True)
+    with pytest.raises(ValueError, match=r"no priority 'soon'; there are 'batch', 'normal', 'urgent'"):
+        provision(nodes=1, priority="soon").run()
+
+
 def test_the_trigger_row_holds_names_only(cloud):
     deferred = provision().defer()
     path, arguments = deferred.trigger.serialize()
@@ -140,6 +149,8 @@ def test_the_trigger_row_holds_names_only(cloud):
         "traits": [],
         "hours": 1.0,
         "wait_s": 5.0,
+        "priority": "normal",
+        "preemptible": False,
     }
     assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)
