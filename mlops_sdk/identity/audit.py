@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -45,7 +45,8 @@ class Audit:
         self._last: AuditEntry | None = None
         self._backlog: list[AuditEntry] = []
         self._silent_until = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is kept
+        self._writing = threading.Lock()  # held while S3 is asked, which can take long
 
     def append(self, action: str, resource: str, result: AuditResult, /, **detail: Any) -> AuditEntry:
         """Write one entry, behind what is still to be written.
@@ -53,21 +54,16 @@ class Audit:
         Raises:
             RemoteError: S3 failed; the entry is kept and written by the next call.
         """
-        with self._lock:
-            entry = self._keep(action, resource, result, detail)
-            self._flush()
-            return entry
+        entry = self._keep(action, resource, result, detail)
+        self._flush(wait=True)
+        return entry
 
     def note(self, action: str, resource: str, result: AuditResult, /, **detail: Any) -> None:
         """As `append`, for what must not fail because S3 is away: kept, and written by a later call."""
-        with self._lock:
-            self._keep(action, resource, result, detail)
-            if monotonic() < self._silent_until:
-                return
-            try:
-                self._flush()
-            except RemoteError:
-                self._silent_until = monotonic() + _SILENCE_S  # each try takes seconds, and giving back must not wait
+        self._keep(action, resource, result, detail)
+        if monotonic() >= self._silent_until:  # each try takes seconds, and giving back must not wait
+            with suppress(RemoteError):
+                self._flush(wait=False)
 
     @contextmanager
     def around(self, action: str, resource: str, *, must: bool, **detail: Any) -> Generator[dict[str, Any]]:
@@ -102,38 +98,45 @@ class Audit:
         Raises:
             RemoteError: S3 failed.
         """
-        with self._lock:
-            self._flush()
+        self._flush(wait=True)
 
     def _keep(self, action: str, resource: str, result: AuditResult, detail: dict[str, Any]) -> AuditEntry:
-        entry = AuditEntry(
-            at=self._now(),
-            writer=self.writer,
-            number=self._last.number + 1 if self._last else 1,
-            who=self._who,
-            action=action,
-            resource=resource,
-            result=result,
-            detail=detail,
-            previous=self._last.sha256 if self._last else "",
-        )
-        self._last = entry
-        self._backlog.append(entry)
-        return entry
+        with self._lock:
+            entry = AuditEntry(
+                at=self._now(),
+                writer=self.writer,
+                number=self._last.number + 1 if self._last else 1,
+                who=self._who,
+                action=action,
+                resource=resource,
+                result=result,
+                detail=detail,
+                previous=self._last.sha256 if self._last else "",
+            )
+            self._last = entry
+            self._backlog.append(entry)
+            return entry
 
-    def _flush(self) -> None:
-        while self._backlog:
-            entry = self._backlog[0]
-            if self._store is None:
-                self._backlog.clear()
-                return
-            if not self._store.put_if_absent(entry.key, entry.to_bytes()):
-                raise RemoteError(
-                    f"audit entry {entry.key!r} exists already with other content",
-                    next_step="find out who writes below audit/ in the bucket; nobody but this process may write this",
-                )
-            self._backlog.pop(0)
-        self._silent_until = 0.0
+    def _flush(self, *, wait: bool) -> None:
+        """Write what is kept; without `wait`, leave it to the thread that writes now, which looks again afterwards."""
+        while self._backlog and self._writing.acquire(blocking=wait):
+            try:
+                while self._backlog:
+                    self._put(self._backlog[0])
+                    self._backlog.pop(0)
+                self._silent_until = 0.0
+            except RemoteError:
+                self._silent_until = monotonic() + _SILENCE_S
+                raise
+            finally:
+                self._writing.release()
+
+    def _put(self, entry: AuditEntry) -> None:
+        if self._store is not None and not self._store.put_if_absent(entry.key, entry.to_bytes()):
+            raise RemoteError(
+                f"audit entry {entry.key!r} exists already with other content",
+                next_step="find out who writes below audit/ in the bucket; nobody but this process may write this",
+            )
 
 
 def audit_of(settings: Settings, store: ObjectStore, *, service: str = "") -> Audit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from datetime import timedelta
 
@@ -20,7 +21,7 @@ from mlops_sdk.identity.audit_entry import PREFIX, AuditEntry, AuditResult, brea
 from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest
 from mlops_sdk.names import run_id_for
 from mlops_sdk.testing.cloud import FakeCloud, FakeCredentials
-from mlops_sdk.testing.memory_s3 import memory_store
+from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 
 AWAY = EndpointConnectionError(endpoint_url="http://s3")
 
@@ -124,6 +125,28 @@ def test_a_lost_reply_writes_no_entry_twice(cloud):
     log.append("b", "x", AuditResult.DONE)
     assert [entry.action for entry in entries(cloud)] == ["a", "b"]
     assert breaks(entries(cloud)) == []
+
+
+def test_taking_rights_away_does_not_wait_for_a_thread_that_waits_for_s3(cloud):
+    slow, let_go = threading.Event(), threading.Event()
+
+    class Slow(MemoryS3):
+        def put_object(self, **call):
+            slow.set()
+            assert let_go.wait(10)
+            return super().put_object(**call)
+
+    server = Slow()
+    log = Audit(memory_store(server), "anna", now=cloud.clock.now)
+    minting = threading.Thread(target=log.append, args=("mint", "x", AuditResult.ASKED))
+    minting.start()
+    assert slow.wait(10)
+    log.note("revoke", "y", AuditResult.DONE)
+    assert log.waiting == 2
+    let_go.set()
+    minting.join(10)
+    found = read_audit(memory_store(server), since=cloud.clock.now(), until=cloud.clock.now())
+    assert [entry.action for entry in found] == ["mint", "revoke"]
 
 
 def test_two_processes_write_at_once_and_neither_is_lost(cloud):
