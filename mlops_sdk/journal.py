@@ -151,12 +151,18 @@ class Journal:
             next_step="see who else writes this run's journal: `mlops runs show`",
         )
 
-    def entries(self) -> list[Entry]:
-        """All entries, oldest first."""
+    def entries(self, known: Mapping[int, Entry] | None = None) -> list[Entry]:
+        """All entries, oldest first.
+
+        Args:
+            known: Entries of this journal by number that need not be read again; an entry never changes.
+        """
+        known = known or {}
         keys = [info.key for info in self._store.list(self._prefix)]
+        new = [key for key in keys if self._number(key) not in known]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = list(pool.map(self._store.get_json, keys))
-        return [Entry.parse(raw) for raw in found if raw is not None]
+            found = [Entry.parse(raw) for raw in pool.map(self._store.get_json, new) if raw is not None]
+        return sorted([*known.values(), *found], key=lambda entry: entry.number)
 
     def first(self) -> Entry | None:
         """The entry that opened the run, or None when there is no such run."""
@@ -166,9 +172,12 @@ class Journal:
     def _last_number(self) -> int:
         last = 0
         for info in self._store.list(self._prefix):
-            stem = info.key.removeprefix(self._prefix).removesuffix(".json")
-            last = max(last, int(stem) if stem.isdigit() else 0)
+            last = max(last, self._number(info.key))
         return last
+
+    def _number(self, key: str) -> int:
+        stem = key.removeprefix(self._prefix).removesuffix(".json")
+        return int(stem) if stem.isdigit() else 0
 
 
 def note_evidence(

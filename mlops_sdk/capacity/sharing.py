@@ -16,10 +16,11 @@ vGPU does. Nothing here was run on hardware; see `accelerators`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mlops_sdk.capacity.accelerators import Card, MigProfile, Vendor, check_instances
+from mlops_sdk.capacity.accelerators import Card, MigProfile, Vendor, card_of, check_instances
 from mlops_sdk.errors import CardNotDivisible
 
 _UNTRIED: Final = "from the vendor's documents; not run on hardware"
@@ -137,6 +138,12 @@ def recommend(card: Card, workload: Workload) -> Recommendation:
     if _can_share(card, workload):
         return _vgpu(card, workload)
     return _passthrough(card, workload, f"a {card.name} cannot be divided here")
+
+
+def advise(traits: Iterable[str], workload: Workload) -> Recommendation | None:
+    """`recommend` for machines with these traits; None when they name no card that we know: for a quote."""
+    card = card_of(traits)
+    return None if card is None else recommend(card, workload)
 
 
 def recommend_instances(card: Card, profile: str, *, per_card: int, virtual: bool = False) -> Recommendation:

@@ -13,7 +13,7 @@ from mlops_sdk.capacity.accelerators import (
     card_of,
     check_instances,
 )
-from mlops_sdk.capacity.sharing import Method, Use, Workload, recommend, recommend_instances
+from mlops_sdk.capacity.sharing import Method, Use, Workload, advise, recommend, recommend_instances
 from mlops_sdk.errors import CardNotDivisible
 from mlops_sdk.local.inventory import TRAITS
 
@@ -130,6 +130,12 @@ def test_pieces_of_cards_without_vgpu_go_to_no_virtual_machine():
     assert recommend(gb200, Workload(**small, virtual=True)).method is Method.PASSTHROUGH
     with pytest.raises(CardNotDivisible, match="virtual machines"):
         recommend_instances(gb200, "1g.23gb", per_card=7, virtual=True)
+
+
+def test_machines_are_advised_on_by_their_traits():
+    workload = Workload(use=Use.SERVING, memory_gb=16)
+    assert advise(TRAITS, workload) == recommend(H200, workload)
+    assert advise(("CUSTOM_IB_NDR400",), workload) is None
 
 
 def test_what_does_not_fit_on_a_card_is_refused():

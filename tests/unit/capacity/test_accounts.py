@@ -169,6 +169,27 @@ def test_a_person_reads_a_table_and_a_program_json(cloud, monkeypatch):
     assert "in all" in refused.output
 
 
+def test_old_entries_are_read_once_and_new_ones_still_seen(cloud):
+    key = a_run(cloud, "nightly", "killed", "succeeded", version=3)
+    first = cost_of_runs(cloud.client())
+    cloud.faults.calls.clear()
+    again = cost_of_runs(cloud.client())
+    assert cloud.faults.calls.count("get_object") <= 2
+    assert again.to_json()["runs"] == first.to_json()["runs"]
+    serve(cloud, key, 3)
+    cloud.clock.sleep(10)
+    (run,) = cost_of_runs(cloud.client()).runs
+    assert by_line(run.portions)[Line.SERVING] == pytest.approx(5)
+
+
+@pytest.mark.parametrize("kept", [b"damaged", b'{"version": 2}', b'{"entries": [{}]}'])
+def test_what_was_kept_of_a_journal_may_be_damaged(cloud, kept):
+    key = a_run(cloud, "nightly", "succeeded")
+    expected = cost_of_run(cloud.client(), key).cost
+    cloud.client().store.put(f"cache/journals/{key}.json", kept)
+    assert cost_of_run(cloud.client(), key).cost == pytest.approx(expected)
+
+
 def test_nothing_is_a_report_too(cloud):
     client: Client = cloud.client()
     report = cost_of_runs(client)
