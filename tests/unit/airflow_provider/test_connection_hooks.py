@@ -100,6 +100,29 @@ def test_three_connections_are_a_deployment(connections):
     assert settings.mlflow.username == "mlops"
 
 
+def test_an_environment_and_logins_of_runs_come_from_connections_too(connections):
+    connections(
+        **changed("mlops_openstack", environment="dev"),
+        **changed("mlops_mlflow", alias="champion-dev"),
+        **changed("mlops_s3", per_run="sts", run_role="arn:aws:iam:::role/mlops-run", token_s="1800"),
+    )
+    settings = DeploymentHook().settings()
+    assert (settings.environment, settings.mlflow.alias) == ("dev", "champion-dev")
+    assert (settings.s3.per_run, settings.s3.token_s) == ("sts", 1800)
+
+
+def test_an_alias_of_another_environment_is_refused(connections):
+    connections(**changed("mlops_openstack", environment="dev"), **changed("mlops_mlflow", alias="champion-prod"))
+    with pytest.raises(SettingsError, match="champion-dev"):
+        DeploymentHook().settings()
+
+
+def test_logins_of_runs_need_a_role(connections):
+    connections(**changed("mlops_s3", per_run="sts"))
+    with pytest.raises(SettingsError, match="run_role"):
+        DeploymentHook().settings()
+
+
 def test_a_trigger_reads_the_same_without_blocking(connections):
     assert asyncio.run(DeploymentHook().asettings()) == DeploymentHook().settings()
 
