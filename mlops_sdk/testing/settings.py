@@ -42,4 +42,5 @@ def with_hosts(settings: Settings, number: int) -> Settings:
         )
         for index in range(1, number + 1)
     )
-    return settings.model_copy(update={"static_hosts": hosts}) if hosts else settings
+    lease = settings.lease.model_copy(update={"ssh_timeout_s": 10.0})
+    return settings.model_copy(update={"static_hosts": hosts, "lease": lease}) if hosts else settings

@@ -17,7 +17,7 @@ from mlops_sdk.config import StaticHost
 from mlops_sdk.errors import MlopsError
 
 NAME = "static"
-_CLEANINGS = 3
+_CLEANINGS = 3  # at least so many tries, and for at least as long as a machine may take to answer
 
 
 class HostReturn(Returning):
@@ -61,6 +61,7 @@ class HostReturn(Returning):
         self._claim: HostClaim | None = None
         self._ours: Claim | None = None
         self._cleanings = 0
+        self._first_cleaning = 0.0
         self._words = ""
         self.abandoned = False
 
@@ -70,7 +71,7 @@ class HostReturn(Returning):
         return self._held.name
 
     def step(self) -> NodeEvidence | None:
-        """See `Returning.step`. Cleaning blocks for as long as the host takes, a minute at most."""
+        """See `Returning.step`. Cleaning blocks for as long as the host takes: seconds, a minute at most."""
         claim = self._look()
         if self.abandoned:
             return self.evidence(Outcome.PENDING)
@@ -143,16 +144,24 @@ class HostReturn(Returning):
     def _clean(self, claim: HostClaim) -> NodeEvidence | None:
         with self._party.boundary("machine.tear_down", self.name, node_id=claim.host):
             self._words, clean = self._cleaned(claim)
-            self._cleanings += 1
+            given_up = not clean and self._enough_tries()
             if clean:
                 self._pool.change(
                     claim.host, claim.id, lambda seen: seen.freed(cleaned_at=self._now(), words=self._words)
                 )
-            elif self._cleanings >= _CLEANINGS:
+            elif given_up:
                 self._pool.change(claim.host, claim.id, lambda seen: out(seen, self._words))
         if clean:
             return self._ended(Outcome.CLEANED)
-        return self._ended(Outcome.NOT_CLEAN) if self._cleanings >= _CLEANINGS else None
+        return self._ended(Outcome.NOT_CLEAN) if given_up else None
+
+    def _enough_tries(self) -> bool:
+        self._cleanings += 1
+        now = self._party.clock.monotonic()
+        if self._cleanings == 1:
+            self._first_cleaning = now
+        waited = now - self._first_cleaning
+        return self._cleanings >= _CLEANINGS and waited >= self._party.settings.lease.ssh_timeout_s
 
     def _cleaned(self, claim: HostClaim) -> tuple[str, bool]:
         host = self._hosts.get(claim.host)

@@ -16,7 +16,8 @@ from mlops_sdk.config import Settings, StaticHost
 from mlops_sdk.errors import SettingsError
 from mlops_sdk.remote.ssh import Host, run_once
 
-_LOGIN_S = 10.0
+_LOGIN_S = 5.0
+_LOOK_S = 10.0
 _CLEAN_S = 60.0
 
 # A process is told by its number and its start time: numbers are used again.
@@ -147,10 +148,11 @@ class SshShell(HostShell):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._login_s = min(_LOGIN_S, settings.lease.ssh_timeout_s)
 
     def look(self, host: StaticHost) -> Before:
         """See `HostShell.look`."""
-        lines = run_once(self._host(host), ["sh", "-c", _LOOK], login_s=_LOGIN_S, timeout_s=_LOGIN_S).splitlines()
+        lines = run_once(self._host(host), ["sh", "-c", _LOOK], login_s=self._login_s, timeout_s=_LOOK_S).splitlines()
         found = [line.partition(" ")[::2] for line in lines]
         keys = [value for kind, value in found if kind == "key"]
         return Before(
@@ -162,7 +164,7 @@ class SshShell(HostShell):
     def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
         """See `HostShell.let_in`."""
         keys = before.authorized_keys + "".join(f"{key.strip()} mlops-lease\n" for key in public_keys)
-        run_once(self._host(host), ["sh", "-c", _LET_IN], stdin=keys.encode(), login_s=_LOGIN_S, timeout_s=_LOGIN_S)
+        run_once(self._host(host), ["sh", "-c", _LET_IN], stdin=keys.encode(), login_s=self._login_s, timeout_s=_LOOK_S)
 
     def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
         """See `HostShell.clean`."""
@@ -170,7 +172,7 @@ class SshShell(HostShell):
         lines += [f"key {line}" for line in before.authorized_keys.splitlines()]
         argv = ["sh", "-c", _CLEAN, "clean", f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
         stdin = "".join(f"{line}\n" for line in lines) or "\n"
-        return run_once(self._host(host), argv, stdin=stdin.encode(), login_s=_LOGIN_S, timeout_s=_CLEAN_S).strip()
+        return run_once(self._host(host), argv, stdin=stdin.encode(), login_s=self._login_s, timeout_s=_CLEAN_S).strip()
 
     def _host(self, host: StaticHost) -> Host:
         return Host(

@@ -1,0 +1,144 @@
+"""A real SSH daemon with a file system and processes of its own, and an account `pool` that only leases use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from mlops_sdk.config import StaticHost
+from mlops_sdk.identity.ssh_keys import SshKey
+from support import eventually
+
+CLASS = "gpu.static"
+_UID = 4242
+
+# $1: the root of the machine, $2: port. It sees its own processes and nothing of this machine that it could change.
+_BOOT = r"""
+set -eu
+cd "$1"
+mount --make-rprivate /
+mount --bind /usr usr && mount -o remount,bind,ro usr
+mount --rbind /dev dev
+mount -t proc proc proc
+exec chroot . /usr/sbin/sshd -D -e -f /etc/ssh/sshd_config -p "$2"
+"""
+
+
+def new_key() -> SshKey:
+    """A key of nobody in particular."""
+    key = Ed25519PrivateKey.generate()
+    return SshKey(
+        private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode(),
+        public=key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class SshdHost:
+    """A running one."""
+
+    name: str
+    root: Path
+    port: int
+    host_key: SshKey
+    login: SshKey
+    process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def start(cls, name: str, folder: Path, login: SshKey) -> SshdHost:
+        """Boot it; `login` is let in to its account."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        host = cls(name=name, root=folder, port=port, host_key=new_key(), login=login)
+        host._write_files()
+        host.boot()
+        return host
+
+    def boot(self) -> None:
+        """Power on."""
+        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        with (self.root / "sshd.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*unshare, "sh", "-c", _BOOT, "boot", str(self.root), str(self.port)], stdout=log, stderr=log
+            )
+        eventually(self._answers, within_s=10, what=f"{self.name} answers")
+
+    def stop(self) -> None:
+        """Power off: every process on it ends."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    @property
+    def settings(self) -> StaticHost:
+        """As a deployment names it."""
+        return StaticHost(
+            name=self.name,
+            address="127.0.0.1",
+            port=self.port,
+            user="pool",
+            host_public_key=self.host_key.public,
+            resource_class=CLASS,
+        )
+
+    @property
+    def keys(self) -> list[str]:
+        """Who may log in."""
+        return (self.root / "home/pool/.ssh/authorized_keys").read_text().splitlines()
+
+    @property
+    def commands(self) -> list[str]:
+        """What runs under its account, beside the daemon's own sessions."""
+        found: list[str] = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                if folder.stat().st_uid == _UID and (folder / "root").readlink() == self.root:
+                    found.append(words)
+            except OSError:
+                continue  # it has ended
+        return sorted(words for words in found if words and not words.startswith("sshd"))
+
+    def _answers(self) -> bool:
+        with socket.socket() as connection:
+            connection.settimeout(1)
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _write_files(self) -> None:
+        root = self.root
+        for folder in ("usr", "dev", "proc", "etc/ssh", "run/sshd", "run/mlops", "scratch", "tmp", "root", "var/empty"):
+            (root / folder).mkdir(parents=True)
+        for link in ("bin", "sbin", "lib", "lib64"):
+            (root / link).symlink_to(f"usr/{link}")
+        (root / "etc/passwd").write_text(
+            f"root:x:0:0::/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+            f"pool:x:{_UID}:{_UID}::/home/pool:/bin/sh\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+        )
+        (root / "etc/group").write_text(f"root:x:0:\npool:x:{_UID}:\nnogroup:x:65534:\n")
+        (root / "etc/shadow").write_text("root:*:19000::::::\npool:*:19000::::::\n")
+        (root / "etc/os-release").write_text('PRETTY_NAME="a host of the tests"\n')
+        shutil.copy("/etc/ld.so.cache", root / "etc/ld.so.cache")
+        (root / "etc/ssh/host_key").write_text(self.host_key.private)
+        (root / "etc/ssh/host_key").chmod(0o600)
+        (root / "etc/ssh/sshd_config").write_text(
+            "ListenAddress 127.0.0.1\nHostKey /etc/ssh/host_key\nUsePAM no\nUseDNS no\nPasswordAuthentication no\n"
+            "KbdInteractiveAuthentication no\nMaxStartups 100\nPidFile none\n"
+        )
+        ssh = root / "home/pool/.ssh"
+        ssh.mkdir(parents=True, mode=0o700)
+        (ssh / "authorized_keys").write_text(f"{self.login.public}\n")
+        for path in (root / "home/pool", ssh, ssh / "authorized_keys", root / "run/mlops"):
+            os.chown(path, _UID, _UID)
+        root.chmod(0o755)
+        for folder in ("scratch", "tmp"):
+            (root / folder).chmod(0o1777)
