@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -17,6 +17,9 @@ class ProgramSpec(BaseModel):
         default_factory=dict[str, JsonValue], description="JSON arguments, read by the program from its context."
     )
     launcher: Literal["torchrun", "mpirun"] = Field(default="torchrun", description="What starts the ranks.")
+    reads: tuple[Annotated[str, Field(pattern=r"^[^/*?$][^*?$]*$")], ...] = Field(
+        default=(), description="What else in the bucket it may read: keys, or prefixes that end in a slash."
+    )
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks on each machine.")
     max_attempts: int = Field(
         default=3,

@@ -60,7 +60,7 @@ class TrainingOrder(_Record):
             launcher=Launcher(self.program.launcher),
             processes_per_node=self.program.processes_per_node,
             data=self.data,
-            reads=models_in(self.program.arguments),
+            reads=(*self.program.reads, *models_in(self.program.arguments)),
             max_attempts=self.program.max_attempts,
         )
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import RemoteCommandError, ServiceUnavailable
 from mlops_sdk.identity.s3_token import S3Token
+from mlops_sdk.training.program import ProgramSpec
 from mlops_sdk.training.s3_login import MachinesLogin
 from mlops_sdk.training.trained import models_in
 
@@ -89,6 +90,13 @@ def test_the_machines_are_told_a_file_and_no_key() -> None:
     told = MachinesLogin(Tokens(), [], [], "/run/s3.json", warn=pytest.fail).settings(ours)
     assert (told.access_key_id, told.secret_access_key.get_secret_value()) == ("", "")
     assert (told.endpoint, told.credentials_file) == ("http://s3", "/run/s3.json")
+
+
+@pytest.mark.parametrize("name", ["runs/*", "/etc", "", "data/$x"])
+def test_inputs_are_named_without_wildcards(name: str) -> None:
+    assert ProgramSpec(module="m", reads=("data/x/", "data/a file")).reads
+    with pytest.raises(ValueError, match="reads"):
+        ProgramSpec(module="m", reads=(name,))
 
 
 def test_models_that_arguments_name_may_be_read() -> None:
