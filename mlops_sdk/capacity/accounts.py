@@ -13,7 +13,7 @@ from mlops_sdk.capacity.cost_lines import Portion, Served, Stored, periods, port
 from mlops_sdk.capacity.cost_report import CostReport, RunCost, cost_tags, split_uri
 from mlops_sdk.capacity.records import READERS, all_records, one_record, prices_of
 from mlops_sdk.capacity.spending import RunRecord, stored_in
-from mlops_sdk.checkpoint.manifest import committed_steps, manifest_key, parse_key, parse_manifest
+from mlops_sdk.checkpoint.manifest import Manifest, committed_steps, manifest_key, parse_key, parse_manifest
 from mlops_sdk.client import Client
 from mlops_sdk.errors import CheckpointCorrupt, MlopsError
 from mlops_sdk.registry.champion import tag_version
@@ -133,7 +133,7 @@ def _stored(services: Services, key: str, now: datetime) -> tuple[Stored, ...]:
     """The committed checkpoints of a run; one whose manifest is damaged is passed over, as resuming does."""
     prefix = f"runs/{key}/checkpoints"
     objects = [parse_key(prefix, info.key) for info in services.store.list(f"{prefix}/")]
-    manifests = []
+    manifests: list[Manifest] = []
     for step in committed_steps([found for found in objects if found is not None]):
         where = manifest_key(prefix, step)
         body = services.store.get(where)
