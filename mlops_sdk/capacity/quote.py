@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine
+from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine, to_iso
 from mlops_sdk.capacity.queue import Turn
 
 
@@ -40,6 +41,24 @@ class Quote:
     def available_now(self) -> bool:
         """Whether the request could be met at once."""
         return self.free >= self.request.nodes if self.turn is None else self.turn.may_ask
+
+    def to_json(self) -> dict[str, Any]:
+        """For the CLI."""
+        return {
+            "provider": self.request.provider,
+            "nodes": self.request.nodes,
+            "resource_class": self.request.resource_class,
+            "traits": list(self.request.traits),
+            "deadline": to_iso(self.request.deadline),
+            "available_now": self.available_now,
+            "free": self.free,
+            "busy": self.busy,
+            "out_of_service": self.out_of_service,
+            "waiting": self.waiting,
+            "price_per_node_second": self.price_per_node_second,
+            "total": round(self.total, 6),
+            "currency": self.currency,
+        }
 
     def __str__(self) -> str:
         when = "now" if self.available_now else self.turn.words() if self.turn else f"not now ({self.free} free)"

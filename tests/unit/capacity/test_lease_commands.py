@@ -1,0 +1,48 @@
+"""`mlops lease` on a cloud in memory."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.cli import lease
+from mlops_sdk.testing.cloud import FakeCloud
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeCloud:
+    cloud = FakeCloud(hosts=2)
+    monkeypatch.setattr(lease, "Client", cloud.client)
+    return cloud
+
+
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(lease.lease, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_a_quote_says_what_it_costs_and_whether_it_can_be_had(cloud):
+    found = json.loads(shown("quote", "--nodes", "2", "--class", "gpu.h200.8x", "--hours", "2", "--json"))
+    assert (found["provider"], found["available_now"], found["total"]) == ("ironic", True, 144.0)
+    of_hosts = json.loads(shown("quote", "--nodes", "3", "--class", "gpu.static", "--provider", "static", "--json"))
+    assert (of_hosts["available_now"], of_hosts["free"]) == (False, 2)
+
+
+def test_machines_of_every_provider_are_listed_and_a_host_that_is_out_can_be_cleaned(cloud):
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    cloud.hosts.host("pool-01").fails.add("clean")
+    with cloud.client().start_run() as run:
+        run.lease(LeaseRequest(nodes=2, resource_class="gpu.static", deadline=deadline, provider="static"))
+        rows = json.loads(shown("list", "--json"))
+        assert [row["provider"] for row in rows] == ["ironic"] * 4 + ["static"] * 2
+        assert {row["held_by"] for row in rows if row["provider"] == "static"} == {
+            f"ml-{run.key}-g1-0",
+            f"ml-{run.key}-g1-1",
+        }
+    assert "out: exit status 5: clean is stuck" in shown("list")
+    cloud.hosts.host("pool-01").fails.clear()
+    assert shown("clean", "pool-01") == "pool-01: 1 processes ended\n"
+    assert "out:" not in shown("list")
