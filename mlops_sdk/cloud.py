@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 30.0
 _SEEN_LENGTH = 300
+_FOUND = 302
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,7 @@ class Cloud:
             raise_exc=False,
             connect_retries=0,
             status_code_retries=0,
+            redirect=_FOUND not in accept,  # CloudKitty answers a change with 302 and the path of what was changed
         )
         if service == "baremetal":
             self._set_clock(response.headers.get("Date", ""))

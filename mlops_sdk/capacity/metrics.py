@@ -84,6 +84,30 @@ def lease_families(owners: Iterable[str], overdue: Iterable[str], errors: int, *
     )
 
 
+def reaper_families(returned: Iterable[str], errors: int, *, at: datetime) -> tuple[Family, ...]:
+    """What the reaper's last pass did: written by itself, so that its silence shows.
+
+    Args:
+        returned: The kind of each thing that it began to take back.
+        errors: How many things it could not do.
+        at: When the pass was over.
+    """
+    kinds = Counter(returned)
+    return (
+        Family(
+            name="mlops_reaper_last_pass_timestamp_seconds",
+            help="When the reaper last looked, by the cloud's clock",
+            values={(): at.timestamp()},
+        ),
+        Family(
+            name="mlops_reaper_returned",
+            help="What the last pass began to take back, by kind",
+            values={(("kind", kind),): float(number) for kind, number in kinds.items()} or {(): 0.0},
+        ),
+        Family(name="mlops_reaper_errors", help="What the last pass could not do", values={(): float(errors)}),
+    )
+
+
 def budget_families(accounts: Iterable[Account]) -> tuple[Family, ...]:
     """What is left of the budgets of this month."""
     found = [account for account in accounts if account.limit is not None]

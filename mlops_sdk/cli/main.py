@@ -17,6 +17,7 @@ from mlops_sdk.cli.doctor import doctor
 from mlops_sdk.cli.lease import lease
 from mlops_sdk.cli.local import local
 from mlops_sdk.cli.metrics import metrics
+from mlops_sdk.cli.rating import rating
 from mlops_sdk.cli.reap import reap
 from mlops_sdk.cli.runs import runs
 from mlops_sdk.cli.webhooks import webhooks
@@ -53,6 +54,7 @@ main.add_command(accelerators)
 main.add_command(cost)
 main.add_command(budget)
 main.add_command(metrics)
+main.add_command(rating)
 main.add_command(reap)
 main.add_command(webhooks)
 main.add_command(alerts)

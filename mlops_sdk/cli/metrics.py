@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
 import click
 
 from mlops_sdk.capacity.accounts import cost_of_runs
-from mlops_sdk.capacity.metrics import budget_families, cost_families, lease_families, render
+from mlops_sdk.capacity.metrics import Family, budget_families, cost_families, lease_families, render
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.capacity.reservations import accounts_of_month
+from mlops_sdk.capacity.textfile import write_textfile
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 
@@ -41,27 +41,20 @@ def metrics(textfile: Path | None, every_s: float) -> None:
 
 
 def _tell(client: Client, textfile: Path | None) -> None:
-    text = figures(client)
+    families = families_of(client)
     if textfile is None:
-        click.echo(text, nl=False)
-        return
-    unfinished = textfile.with_name(f".{textfile.name}.{os.getpid()}")
-    unfinished.write_text(text)
-    unfinished.replace(textfile)
+        click.echo(render(families), nl=False)
+    else:
+        write_textfile(textfile, families)
 
 
-def figures(client: Client) -> str:
-    """All of them, as Prometheus reads it."""
+def families_of(client: Client) -> tuple[Family, ...]:
+    """All figures of a deployment."""
     leases = report_leases(client)
-    return render(
-        [
-            *cost_families(cost_of_runs(client)),
-            *lease_families(
-                [holding.owner for holding in leases.held],
-                [due.kind for due in leases.overdue],
-                len(leases.errors),
-                at=leases.at,
-            ),
-            *budget_families(accounts_of_month(client.services)),
-        ]
+    owners = [holding.owner for holding in leases.held]
+    overdue = [due.kind for due in leases.overdue]
+    return (
+        *cost_families(cost_of_runs(client)),
+        *lease_families(owners, overdue, len(leases.errors), at=leases.at),
+        *budget_families(accounts_of_month(client.services)),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.capacity.metrics import Family, render
+from mlops_sdk.capacity.metrics import Family, reaper_families, render
 from mlops_sdk.cli.main import main
 from mlops_sdk.config import BudgetSettings
 from mlops_sdk.testing.cloud import FakeCloud
@@ -67,6 +67,15 @@ def test_a_file_is_replaced_whole(cloud, tmp_path: Path):
     assert (shown.exit_code, shown.output) == (0, "")
     assert values(file.read_text())["mlops_orphans{}"] == 0
     assert [found.name for found in tmp_path.iterdir()] == ["mlops.prom"]
+
+
+def test_the_reaper_can_tell_of_its_last_pass():
+    at = datetime(2026, 5, 1, tzinfo=UTC)
+    found = values(render(reaper_families(["allocation", "allocation", "credential"], 1, at=at)))
+    assert found['mlops_reaper_returned{kind="allocation"}'] == 2
+    assert found["mlops_reaper_errors{}"] == 1
+    assert found["mlops_reaper_last_pass_timestamp_seconds{}"] == at.timestamp()
+    assert values(render(reaper_families([], 0, at=at)))["mlops_reaper_returned{}"] == 0
 
 
 def test_whatever_an_owner_is_called_the_text_can_be_read():
