@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
@@ -16,6 +17,7 @@ from mlops_sdk.config import BudgetSettings
 from mlops_sdk.testing.cloud import FakeCloud
 from mlops_sdk.testing.settings import fake_settings
 
+REPOSITORY = Path(__file__).parents[3]
 # a line of the exposition format 0.0.4
 SAMPLE = re.compile(r'^([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)$')
 
@@ -82,3 +84,11 @@ def test_whatever_an_owner_is_called_the_text_can_be_read():
     text = render([Family(name="x", help="a\nb", values={(("owner", 'a"b\\c\nd'),): 1.0})])
     assert text.splitlines()[:2] == ["# HELP x a\\nb", "# TYPE x gauge"]
     assert values(text) == {'x{owner="a\\"b\\\\c\\nd"}': 1.0}
+
+
+def test_the_alerts_name_only_figures_that_are_written(cloud):
+    rules = yaml.safe_load((REPOSITORY / "infra" / "observability" / "mlops-alerts.yaml").read_text())
+    named = {name for rule in rules["groups"][0]["rules"] for name in re.findall(r"mlops_\w+", rule["expr"])}
+    written = set(re.findall(r"^# TYPE (\w+)", CliRunner().invoke(main, ["metrics"]).output, flags=re.MULTILINE))
+    assert named
+    assert named <= written
