@@ -127,6 +127,7 @@ def acquiring_twice_is_one_lease(bench: Bench) -> None:
 def what_is_owned_is_listed_with_its_marker(bench: Bench) -> None:
     """Exactly what carries our marker, under a name that agrees with it."""
     with _lease(bench) as (provider, grant):
+        began = provider.now()
         bench.drive(provider.acquire(grant))
         for index, name in enumerate(grant.names):
             item = bench.owned(grant).get(name)
@@ -134,7 +135,7 @@ def what_is_owned_is_listed_with_its_marker(bench: Bench) -> None:
             if item is not None:
                 made = grant.marker(index, now=provider.now(), renew_for_s=0)
                 _expect(replace(item.marker, renewed_until=made.renewed_until) == made, "the marker is the grant's")
-                _expect(item.marker.renewed_until > provider.now(), "it is renewed when it is made")
+                _expect(item.marker.renewed_until > began, "it is renewed when it is made")
                 _expect((item.provider, item.held.name) == (provider.name, name), "it says whose it is")
         held = {machine.held_by for machine in provider.pool()}
         _expect(set(grant.names) <= held, "the pool shows who holds which machine")
