@@ -44,6 +44,7 @@ class Quote:
 
     def to_json(self) -> dict[str, Any]:
         """For the CLI."""
+        expected_at = self.turn.expected_at if self.turn is not None else None
         return {
             "provider": self.request.provider,
             "nodes": self.request.nodes,
@@ -58,6 +59,8 @@ class Quote:
             "price_per_node_second": self.price_per_node_second,
             "total": round(self.total, 6),
             "currency": self.currency,
+            "position": self.turn.position if self.turn is not None else 0,
+            "expected_at": to_iso(expected_at) if expected_at is not None else "",
         }
 
     def __str__(self) -> str:

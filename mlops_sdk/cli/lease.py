@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
 import click
 
-from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest
 from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
+from mlops_sdk.cli.hold import acquire, quote, release
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 
@@ -22,6 +21,11 @@ from mlops_sdk.errors import MlopsError
 @click.group()
 def lease() -> None:
     """Leases on machines."""
+
+
+lease.add_command(quote)
+lease.add_command(acquire)
+lease.add_command(release)
 
 
 @lease.command("list")
@@ -59,29 +63,6 @@ def report(days: float, as_json: bool) -> None:
     found = report_leases(Client(), days=days)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.words())
     found.check()
-
-
-@lease.command("quote")
-@click.option("--nodes", default=1, show_default=True, type=click.IntRange(min=1), help="how many machines")
-@click.option("--class", "resource_class", required=True, help="the provider's word for a kind of machine")
-@click.option("--trait", "traits", multiple=True, help="that each machine must have; repeatable")
-@click.option("--hours", default=1.0, show_default=True, help="until the deadline")
-@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="whose machines")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-def quote(
-    *, nodes: int, resource_class: str, traits: tuple[str, ...], hours: float, provider: str, as_json: bool
-) -> None:
-    """What a lease would cost, and whether it could be had now. Asks for nothing."""
-    client = Client()
-    request = LeaseRequest(
-        nodes=nodes,
-        resource_class=resource_class,
-        traits=traits,
-        deadline=client.services.now() + timedelta(hours=hours),
-        provider=provider,
-    )
-    found = client.quote(request)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
 
 
 @lease.command("clean")

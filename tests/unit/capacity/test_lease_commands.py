@@ -7,14 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.cli import lease
+from mlops_sdk.cli import hold, lease
 from mlops_sdk.testing.cloud import FakeCloud
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeCloud:
     cloud = FakeCloud(hosts=2)
-    monkeypatch.setattr(lease, "Client", cloud.client)
+    for module in (lease, hold):
+        monkeypatch.setattr(module, "Client", cloud.client)
     return cloud
 
 

@@ -1,0 +1,195 @@
+"""`mlops lease quote | acquire | release`: machines by hand, for as long as a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, Priority, to_iso
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.client import Client
+from mlops_sdk.run import Lease, Run
+
+_LOOK_S: Final = 2.0
+_GRACE_S: Final = 10.0
+_Command = Callable[..., Any]
+
+
+def _wanted(command: _Command) -> _Command:
+    """The options that say which machines."""
+    priorities = click.Choice([each.name.lower() for each in Priority])
+    for option in reversed(
+        (
+            click.option("--nodes", default=1, show_default=True, type=click.IntRange(min=1), help="how many machines"),
+            click.option("--class", "resource_class", required=True, help="resource class of each"),
+            click.option("--trait", "traits", multiple=True, help="that each must have; again for more"),
+            click.option("--hours", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True)),
+            click.option("--wait", "wait_s", default=0.0, show_default=True, help="seconds to wait for capacity"),
+            click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="whose machines"),
+            click.option("--priority", default="normal", show_default=True, type=priorities),
+            click.option("--preemptible", is_flag=True, help="may be ended, with notice, for a higher priority"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("quote")
+@_wanted
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def quote(as_json: bool, **wanted: Any) -> None:
+    """What machines would cost until their deadline, and when they could be had. Asks for nothing."""
+    client = Client()
+    found = client.quote(_request(client, wanted))
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+
+
+@click.command("acquire", context_settings={"ignore_unknown_options": True})
+@_wanted
+@click.option("--name", default=None, help="of the run; the same name adopts what it holds already")
+@click.option("--json", "as_json", is_flag=True, help="print the machines as JSON")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def acquire(name: str | None, as_json: bool, command: tuple[str, ...], **wanted: Any) -> NoReturn:
+    """Lease machines, run COMMAND while they are held, and give them back; without COMMAND, until Ctrl-C.
+
+    COMMAND finds their addresses in MLOPS_NODES, separated by commas, and logs in with
+    `ssh -F "$MLOPS_SSH_CONFIG" NAME`. The exit status is COMMAND's.
+
+    Example: mlops lease acquire --nodes 2 --class gpu.h200.8x -- sh -c 'ssh -F "$MLOPS_SSH_CONFIG" gpu-01 nvidia-smi'
+    """
+    client = Client()
+    with _terminated_as_interrupted(), client.start_run(name) as run:
+        lease = run.lease(_request(client, wanted))
+        click.echo(_shown(run, lease, as_json=as_json))
+        with _login(run, lease) as environment:
+            status = _run(command, environment, run) if command else _hold(run)
+    sys.exit(status)
+
+
+@click.command("release")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def release(run: str, as_json: bool) -> None:
+    """Give back what a run (id or key) holds, whoever started it, and wait for the cleaning. Idempotent.
+
+    The exit status is 1 when something is not back, or not clean.
+    """
+    found = Client().attach(run)
+    evidence = found.release()
+    proof = found.prove()
+    if as_json:
+        click.echo(json.dumps({"evidence": [e.to_json() for e in evidence], "proof": proof.to_json()}, indent=1))
+    else:
+        for item in evidence:
+            click.echo(f"{item.resource}: {item.node_name or item.node_id or 'no machine'} {item.outcome.value}")
+        click.echo("everything is given back" if proof.complete else f"not given back: {len(proof.missing)}")
+    sys.exit(0 if proof.complete else 1)
+
+
+def _request(client: Client, wanted: dict[str, Any]) -> LeaseRequest:
+    return LeaseRequest(
+        nodes=wanted["nodes"],
+        resource_class=wanted["resource_class"],
+        traits=tuple(wanted["traits"]),
+        deadline=client.services.now() + timedelta(hours=wanted["hours"]),
+        wait_s=wanted["wait_s"],
+        provider=wanted["provider"],
+        priority=Priority.named(wanted["priority"]),
+        preemptible=wanted["preemptible"],
+    )
+
+
+def _shown(run: Run, lease: Lease, *, as_json: bool) -> str:
+    nodes = [{"name": node.name, "address": node.address, "gpus": node.gpus} for node in lease.nodes]
+    if as_json:
+        return json.dumps({"run": run.key, "deadline": to_iso(lease.deadline), "nodes": nodes})
+    machines = "\n".join(f"{node['name']}: {node['address']}, {node['gpus']} GPUs" for node in nodes)
+    return f"{machines}\nheld by run {run.key} until {lease.deadline:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@contextmanager
+def _login(run: Run, lease: Lease) -> Generator[dict[str, str]]:
+    """Files by which `ssh` logs in to the machines and pins their keys, for the time of a block; the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="mlops-lease-"))
+    try:
+        key, hosts, config = folder / "key", folder / "known_hosts", folder / "config"
+        key.touch(mode=0o600)
+        key.write_text(run.client_key.private)
+        hosts.write_text("".join(f"{node.name} {node.host_public_key.strip()}\n" for node in lease.nodes))
+        config.write_text("".join(_ssh_host(node, key, hosts) for node in lease.nodes))
+        addresses = ",".join(node.address for node in lease.nodes)
+        yield {"MLOPS_RUN": run.key, "MLOPS_NODES": addresses, "MLOPS_SSH_CONFIG": str(config)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ssh_host(node: Node, key: Path, hosts: Path) -> str:
+    options = {
+        "HostName": node.address,
+        "Port": node.port,
+        "HostKeyAlias": node.name,
+        "User": node.user,
+        "IdentityFile": key,
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": hosts,
+        "StrictHostKeyChecking": "yes",
+        "LogLevel": "ERROR",
+    }
+    return f"Host {node.name}\n" + "".join(f"  {option} {value}\n" for option, value in options.items())
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str], run: Run) -> int:
+    """The command's exit status; it is ended when the lease is lost, or we are interrupted."""
+    with subprocess.Popen(command, env={**os.environ, **environment}) as child:
+        try:
+            while True:
+                try:
+                    return child.wait(timeout=_LOOK_S)
+                except subprocess.TimeoutExpired:
+                    run.raise_if_lost()
+        finally:
+            _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """What still runs when the lease ends is asked to end, and then made to."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _hold(run: Run) -> int:
+    while True:
+        time.sleep(_LOOK_S)
+        run.raise_if_lost()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Generator[None]:
+    """SIGTERM gives the machines back as Ctrl-C does; a second one ends at once."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
