@@ -16,6 +16,7 @@ from typing import Any
 from mlops_sdk.capacity.cost import node_seconds, price_of
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.quote import Quote
+from mlops_sdk.capacity.records import entries_of
 from mlops_sdk.config import MlflowSettings, Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import History, read_history
@@ -145,7 +146,7 @@ class Client:
 
     def summary(self, key: str) -> RunSummary:
         """One run, from its journal."""
-        history = read_history(Journal(self.store, key, now=self.services.now).entries())
+        history = read_history(entries_of(self.services, key))
         return _summary(key, history, self.settings, self.services.now())
 
     def _open(self, run_id: uuid.UUID, name: str, owner: str) -> Run:

@@ -44,12 +44,17 @@ def all_records(services: Services, now: datetime) -> list[RunRecord]:
 
 def one_record(services: Services, key: str, now: datetime) -> RunRecord:
     """One run; empty when there is none by this key."""
+    return read_record(key, entries_of(services, key), now)
+
+
+def entries_of(services: Services, key: str) -> list[Entry]:
+    """The journal of one run, oldest first; what was read before is not read again."""
     known = _known(services.store, key)
     entries = Journal(services.store, key, now=services.now).entries(known)
     if len(entries) - len(known) >= _WORTH_KEEPING:
         with suppress(RemoteError):
             services.store.put_json(_kept_at(key), {"version": 1, "entries": [entry.to_json() for entry in entries]})
-    return read_record(key, entries, now)
+    return entries
 
 
 def _known(store: ObjectStore, key: str) -> dict[int, Entry]:
