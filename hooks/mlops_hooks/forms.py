@@ -93,6 +93,13 @@ OPENSTACK = Form(
             description='For each owner and month: {"per_month": 500, "owners": {"ada": 900}, "raised_by": "ops"}',
             kind="object",
         ),
+        "static_hosts": Extra(
+            label="Pool of hosts",
+            description='By name: {"lab-1": {"address": "192.0.2.11", "user": "mlops", '
+            '"host_public_key": "ssh-ed25519 AAAA...", "resource_class": "lab.a100.4x"}}',
+            kind="object",
+        ),
+        "static_key": Extra(label="Key of that pool", description="Private key, OpenSSH form", secret=True),
         "lease": Extra(
             label="Lease settings",
             description='Times in seconds, for example {"renew_for_s": 120, "deploy_timeout_s": 1800}',

@@ -41,13 +41,14 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
             application_credential_secret=fields.secret("application_credential_secret"),
             **login,
         )
-        return OpenStackConfig(
-            keystone=keystone,
-            broker_key=fields.secret("broker_secret"),
-            deployment=fields.given(
-                "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
-            ),
+        deployment = fields.given(
+            "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
         )
+        hosts = fields.given("static_hosts").get("static_hosts")
+        if hosts:
+            deployment["static_hosts"] = [{"name": name, **host} for name, host in hosts.items()]
+            deployment["static_key"] = fields.secret("static_key")
+        return OpenStackConfig(keystone=keystone, broker_key=fields.secret("broker_secret"), deployment=deployment)
 
     def get_conn(self) -> Cloud:
         """A login to the cloud; logs in at its first call."""

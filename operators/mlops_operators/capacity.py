@@ -15,7 +15,7 @@ from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import error_from_json
 from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
-from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest
 from mlops_sdk.client import Client
 from mlops_sdk.errors import BudgetExceeded, CapacityError, MlopsError, SettingsError
 from mlops_sdk.history import History
@@ -40,12 +40,13 @@ class ProvisionOperator(MlopsOperator):
 
     Args:
         nodes: How many machines. Templated.
-        resource_class: Ironic resource class of each. Templated.
-        traits: Ironic traits that each must have. Templated.
+        resource_class: The provider's word for what each is (Ironic: resource class). Templated.
+        traits: That each must have. Templated.
         hours: Hard limit of the lease. Templated.
         wait_s: How long to wait for capacity. Templated.
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``. Templated.
         preemptible: Whether the lease may be ended, with notice, for a higher priority. Templated.
+        provider: Whose machines: ``ironic``, or another one that the deployment has. Templated.
         kwargs: Of `MlopsOperator`.
     """
 
@@ -58,6 +59,7 @@ class ProvisionOperator(MlopsOperator):
         "wait_s",
         "priority",
         "preemptible",
+        "provider",
     )
     operator_extra_links = (NodeLink(),)
     ui_color = "#e6eefc"
@@ -72,6 +74,7 @@ class ProvisionOperator(MlopsOperator):
         wait_s: float | str = 60.0,
         priority: str = "normal",
         preemptible: bool | str = False,
+        provider: str = DEFAULT_PROVIDER,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +85,7 @@ class ProvisionOperator(MlopsOperator):
         self.wait_s = wait_s
         self.priority = priority
         self.preemptible = preemptible
+        self.provider = provider
 
     def execute(self, context: Context) -> NoReturn:
         """Decide on the generation, write it down, ask for the machines, wait."""
@@ -110,12 +114,12 @@ class ProvisionOperator(MlopsOperator):
 
     def _check_that_it_is_ours(self, history: History) -> None:
         """At the first try of this task: a lease that lasts and is for something else belongs to another task."""
-        wanted = (int(self.nodes), self.resource_class, tuple(self.traits))
+        wanted = (int(self.nodes), self.resource_class, tuple(self.traits), self.provider)
         found = history.lasting
-        if found is not None and (found.nodes, found.resource_class, found.traits) != wanted:
+        if found is not None and (found.nodes, found.resource_class, found.traits, found.provider) != wanted:
             raise SettingsError(
                 f"run {self.run_name!r} holds machines for another task already",
-                seen=f"{found}, wanted {self.nodes} x {self.resource_class}",
+                seen=f"{found}, wanted {self.nodes} x {self.resource_class} of {self.provider}",
                 next_step="give each task that leases a run_name of its own, and its release the same",
             )
 
@@ -132,6 +136,7 @@ class ProvisionOperator(MlopsOperator):
             wait_s=float(self.wait_s),
             priority=self.priority,
             preemptible=str(self.preemptible).lower() == "true",
+            provider=self.provider,
             **self.connections,
             run_name=self.run_name,
         )

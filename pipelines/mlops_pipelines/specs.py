@@ -25,8 +25,10 @@ class CapacitySpec(_Spec):
     """The machines a training needs."""
 
     nodes: int = Field(default=2, ge=1, le=4096, description="How many machines; all or none are leased.")
-    resource_class: ResourceClass = Field(default="gpu.h200.8x", description="Ironic resource class of each machine.")
-    traits: tuple[Trait, ...] = Field(default=(), description="Ironic traits that each machine must carry.")
+    resource_class: ResourceClass = Field(
+        default="gpu.h200.8x", description="Kind of each machine, as its provider calls it."
+    )
+    traits: tuple[Trait, ...] = Field(default=(), description="What each machine must have.")
     hours: float = Field(
         default=1.0,
         gt=0,
@@ -38,6 +40,9 @@ class CapacitySpec(_Spec):
         default="normal", description="Who gets machines first while there are too few."
     )
     preemptible: bool = Field(default=False, description="The lease may be ended, with notice, for a higher priority.")
+    provider: Literal["ironic", "static"] = Field(
+        default="ironic", description="Whose machines: bare metal, or the deployment's pool of hosts."
+    )
 
 
 class TrainSpec(_Spec):

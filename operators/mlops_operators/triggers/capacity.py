@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mlops_operators.triggers.base import MlopsTrigger
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest, Priority, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, to_iso
 from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.run import Run
@@ -27,6 +27,7 @@ class ProvisionTrigger(MlopsTrigger):
         wait_s: How long to wait for capacity.
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``.
         preemptible: Whether the lease may be ended, with notice, for a higher priority.
+        provider: Whose machines.
         connections: See `MlopsTrigger`.
     """
 
@@ -43,6 +44,7 @@ class ProvisionTrigger(MlopsTrigger):
         wait_s: float,
         priority: str = "normal",
         preemptible: bool = False,
+        provider: str = DEFAULT_PROVIDER,
         **connections: str,
     ) -> None:
         super().__init__(**connections)
@@ -56,6 +58,7 @@ class ProvisionTrigger(MlopsTrigger):
         self.wait_s = wait_s
         self.priority = priority
         self.preemptible = preemptible
+        self.provider = provider
         self._adopts = False
         self._run: Run | None = None
 
@@ -73,6 +76,7 @@ class ProvisionTrigger(MlopsTrigger):
             "wait_s": self.wait_s,
             "priority": self.priority,
             "preemptible": self.preemptible,
+            "provider": self.provider,
         }
 
     def request(self, now: datetime) -> LeaseRequest:
@@ -85,6 +89,7 @@ class ProvisionTrigger(MlopsTrigger):
             wait_s=self.wait_s,
             priority=Priority.named(self.priority),
             preemptible=self.preemptible,
+            provider=self.provider,
         )
 
     async def work(self) -> dict[str, Any]:

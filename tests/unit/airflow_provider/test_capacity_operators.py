@@ -131,6 +131,14 @@ def test_a_request_keeps_its_class_on_the_way_to_the_cloud(cloud):
         provision(nodes=1, priority="soon").run()
 
 
+def test_hosts_of_a_pool_are_leased_and_given_back_by_the_same_operators(cloud):
+    pool = FakeCloud(hosts=2)
+    cloud.settings, cloud.hosts = pool.settings, pool.hosts
+    leased = provision(nodes=2, resource_class="gpu.static", provider="static").run()
+    assert sorted(leased["nodes"]) == ["pool-01", "pool-02"]
+    assert cloud.held == {}
+
+
 def test_the_trigger_row_holds_names_only(cloud):
     deferred = provision().defer()
     path, arguments = deferred.trigger.serialize()
@@ -151,6 +159,7 @@ def test_the_trigger_row_holds_names_only(cloud):
         "wait_s": 5.0,
         "priority": "normal",
         "preemptible": False,
+        "provider": "ironic",
     }
     assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)

@@ -100,6 +100,17 @@ def test_three_connections_are_a_deployment(connections):
     assert settings.mlflow.username == "mlops"
 
 
+def test_a_pool_of_hosts_comes_from_the_connection_and_its_key_is_a_secret(connections):
+    host = {"address": "192.0.2.11", "host_public_key": "ssh-ed25519 AAAA", "resource_class": "lab.a100.4x"}
+    connections(**changed("mlops_openstack", static_hosts={"lab-1": host}, static_key="pool's secret"))
+    settings = DeploymentHook().settings()
+    assert [(found.name, found.address, found.user) for found in settings.static_hosts] == [
+        ("lab-1", "192.0.2.11", "mlops")
+    ]
+    assert settings.static_key.get_secret_value() == "pool's secret"
+    assert "pool's secret" not in repr(settings)
+
+
 def test_an_environment_and_logins_of_runs_come_from_connections_too(connections):
     connections(
         **changed("mlops_openstack", environment="dev"),
