@@ -99,7 +99,7 @@ OPENSTACK = Form(
             '"host_public_key": "ssh-ed25519 AAAA...", "resource_class": "lab.a100.4x"}}',
             kind="object",
         ),
-        "static_key": Extra(label="Key of that pool", description="Private key, OpenSSH form", secret=True),
+        "static_private_key": Extra(label="Key of that pool", description="Private key, OpenSSH form", secret=True),
         "lease": Extra(
             label="Lease settings",
             description='Times in seconds, for example {"renew_for_s": 120, "deploy_timeout_s": 1800}',

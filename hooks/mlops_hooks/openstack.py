@@ -47,7 +47,7 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
         hosts = fields.given("static_hosts").get("static_hosts")
         if hosts:
             deployment["static_hosts"] = [{"name": name, **host} for name, host in hosts.items()]
-            deployment["static_key"] = fields.secret("static_key")
+            deployment["static_key"] = fields.secret("static_private_key")
         return OpenStackConfig(keystone=keystone, broker_key=fields.secret("broker_secret"), deployment=deployment)
 
     def get_conn(self) -> Cloud:

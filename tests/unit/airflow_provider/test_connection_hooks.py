@@ -102,7 +102,7 @@ def test_three_connections_are_a_deployment(connections):
 
 def test_a_pool_of_hosts_comes_from_the_connection_and_its_key_is_a_secret(connections):
     host = {"address": "192.0.2.11", "host_public_key": "ssh-ed25519 AAAA", "resource_class": "lab.a100.4x"}
-    connections(**changed("mlops_openstack", static_hosts={"lab-1": host}, static_key="pool's secret"))
+    connections(**changed("mlops_openstack", static_hosts={"lab-1": host}, static_private_key="pool's secret"))
     settings = DeploymentHook().settings()
     assert [(found.name, found.address, found.user) for found in settings.static_hosts] == [
         ("lab-1", "192.0.2.11", "mlops")

@@ -82,7 +82,7 @@ def test_the_forms_show_every_extra_and_hide_the_secret_ones(manager):
             assert widget.is_sensitive == extra.secret
         assert manager.field_behaviours[form.conn_type]["hidden_fields"] == list(form.hidden)
     secret = {name for form in FORMS for name, extra in form.extras.items() if extra.secret}
-    assert secret == {"application_credential_secret", "broker_secret", "private_key"}
+    assert secret == {"application_credential_secret", "broker_secret", "private_key", "static_private_key"}
 
 
 def test_links_are_registered(manager):
