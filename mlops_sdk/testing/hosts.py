@@ -21,12 +21,14 @@ class FakeHost:
         processes: Of the account.
         fails: Which of ``look``, ``let_in``, ``clean`` fail; ``away`` answers nobody.
         lessees: How many leases were let in, one after the other.
+        claim: Whose lease is let in now.
     """
 
     keys: list[str] = field(default_factory=lambda: ["ssh-ed25519 DEPLOYMENT"])
     processes: list[str] = field(default_factory=lambda: ["1:0"])
     fails: set[str] = field(default_factory=set[str])
     lessees: int = 0
+    claim: str = ""
 
 
 class FakeHosts(HostShell):
@@ -51,19 +53,25 @@ class FakeHosts(HostShell):
             keys = "".join(f"{key}\n" for key in found.keys)
             return Before(authorized_keys=keys, processes=tuple(found.processes), image="image-1")
 
-    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
+    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str], claim_id: str) -> None:
         """See `HostShell.let_in`; the lease starts a process at once."""
         with self.faults.call("host_let_in"):
             found = self._answering(host, "let_in")
             found.keys = [*before.authorized_keys.splitlines(), *public_keys]
             found.lessees += 1
+            found.claim = claim_id
             found.processes.append(f"{100 + found.lessees}:{found.lessees}")
 
-    def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
+    def clean(self, host: StaticHost, before: Before, run_key: str, claim_id: str) -> str:
         """See `HostShell.clean`."""
         del run_key
         with self.faults.call("host_clean"):
             found = self._answering(host, "clean")
+            if found.claim not in {"", claim_id}:
+                raise RemoteCommandError(
+                    f"cleaning {host.name!r} failed", seen="it is leased to somebody else meanwhile"
+                )
+            found.claim = ""
             ended = [item for item in found.processes if item not in before.processes]
             found.keys = before.authorized_keys.splitlines()
             found.processes = [item for item in found.processes if item in before.processes]

@@ -47,6 +47,7 @@ class StaticHosts(Provider):
         self._hosts = {host.name: host for host in party.settings.static_hosts}
         self._pool = HostPool(store, tuple(self._hosts))
         self._shell = shell or SshShell(party.settings)
+        self._seen_at: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -189,7 +190,7 @@ class StaticHosts(Provider):
         words = "it lets us in"
         piece = parse_resource_name(claim.name)
         if claim.used and claim.before is not None and piece is not None:
-            words = self._shell.clean(host, claim.before, piece.run_key)
+            words = self._shell.clean(host, claim.before, piece.run_key, claim.id)
         else:
             self._shell.look(host)
         if self._pool.put(seen, claim.freed(cleaned_at=self._now(), words=words)) is None:
@@ -207,11 +208,20 @@ class StaticHosts(Provider):
             until = self._now() + timedelta(seconds=self._settings.renew_for_s)
             return replace(seen, marker=replace(seen.marker, renewed_until=until, **deadline))
 
-        found = [s.claim for s in self._pool.read_all().values() if s.claim.state is ClaimState.HELD]
-        ours = {
-            claim.name: claim for claim in found if claim.name in grant.names and grant.owns(claim.name, claim.marker)
-        }
-        return sum(self._pool.change(claim.host, claim.id, moved) is not None for claim in ours.values())
+        return sum(self._pool.change(claim.host, claim.id, moved) is not None for claim in self._ours(grant).values())
+
+    def _ours(self, grant: Grant) -> dict[str, HostClaim]:
+        """The claims of a grant, by name: where they were seen last, and in the whole pool only if one is not there."""
+
+        def ours(claims: Iterable[HostClaim]) -> dict[str, HostClaim]:
+            held = (claim for claim in claims if claim.state is ClaimState.HELD and claim.name in grant.names)
+            return {claim.name: claim for claim in held if grant.owns(claim.name, claim.marker)}
+
+        found = ours(self._pool.read(self._seen_at[name]).claim for name in grant.names if name in self._seen_at)
+        if len(found) < len(grant.names):
+            found = ours(stored.claim for stored in self._pool.read_all().values())
+        self._seen_at = {name: claim.host for name, claim in found.items()}
+        return found
 
     def _acquisition(self, grant: Grant) -> HostAcquisition:
         def give_back(claims: Collection[HostClaim]) -> Steps[None]:

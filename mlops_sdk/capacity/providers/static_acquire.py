@@ -188,7 +188,7 @@ class HostAcquisition:
         keys = [make(key, grant.run_id, grant.generation).public for make in (client_key, peer_key)]
         with self._boundary("machine.deploy", claim.name, node_id=host.name, node_name=host.name):
             begun = self._change(claim, lambda seen: replace(seen, used=True, before=seen.before or before))
-            self._shell.let_in(host, begun.before or before, keys)
+            self._shell.let_in(host, begun.before or before, keys, claim.id)
         return self._node(index, host, self._change(claim, lambda seen: replace(seen, ready=True)))
 
     def _change(self, claim: HostClaim, change: Callable[[HostClaim], HostClaim]) -> HostClaim:

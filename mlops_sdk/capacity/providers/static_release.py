@@ -168,7 +168,7 @@ class HostReturn(Returning):
         if host is None:
             return f"host {claim.host!r} is not in the settings any more", False
         try:
-            return self._shell.clean(host, claim.before or Before(), self._run_key), True
+            return self._shell.clean(host, claim.before or Before(), self._run_key, claim.id), True
         except MlopsError as error:
             return error.seen or error.what, False
 

@@ -53,6 +53,10 @@ if [ "$me" = 0 ] && [ "$(cat /proc/1/comm)" = systemd ]; then
     echo "root of a host whose services systemd starts: cleaning could not tell them from a lease's processes" >&2
     exit 3
 fi
+if grep -qs ' mlops-lease ' "$keys"; then
+    echo "it lets another lease in: $(grep -o 'mlops-lease .*' "$keys" | sort -u | tr '\n' ' ')" >&2
+    exit 4
+fi
 echo image "$( (. /etc/os-release && echo "$PRETTY_NAME") 2>/dev/null)"
 processes | sed 's/^/process /'
 [ ! -f "$keys" ] || sed 's/^/key /' "$keys"
@@ -69,13 +73,19 @@ cat > "$keys.mlops"
 mv -f "$keys.mlops" "$keys"
 """
 
-# standard input: "process pid:start" and "key line", what there was before; arguments: folders to remove
+# standard input: "process pid:start" and "key line", what there was before; $1: the claim; the rest: folders to remove
 _CLEAN = (
     _FUNCTIONS
     + r"""
 umask 077
+claim=$1
+shift
 newline='
 '
+if grep -s ' mlops-lease ' "$keys" | grep -qv " mlops-lease $claim\$"; then
+    echo "it is leased to somebody else meanwhile; nothing was touched" >&2
+    exit 9
+fi
 before="$(cat)$newline"
 mkdir -p "$HOME/.ssh"
 printf '%s' "$before" | sed -n 's/^key //p' > "$keys.mlops" && mv -f "$keys.mlops" "$keys" || exit 4
@@ -126,15 +136,15 @@ class HostShell(Protocol):
         """What it is like now."""
         ...
 
-    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
-        """Let these keys in, besides those that were let in before."""
+    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str], claim_id: str) -> None:
+        """Let these keys in, besides those that were let in before; noted on the host as this claim's."""
         ...
 
-    def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
-        """Bring it back to what it was before a lease; what was done, in words.
+    def clean(self, host: StaticHost, before: Before, run_key: str, claim_id: str) -> str:
+        """Bring it back to what it was before this claim's lease; what was done, in words.
 
         Raises:
-            RemoteCommandError: it is not clean, and why.
+            RemoteCommandError: it is not clean, and why; or it lets another claim's lease in, and nothing was touched.
         """
         ...
 
@@ -161,16 +171,16 @@ class SshShell(HostShell):
             image=next((value for kind, value in found if kind == "image"), ""),
         )
 
-    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str]) -> None:
+    def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str], claim_id: str) -> None:
         """See `HostShell.let_in`."""
-        keys = before.authorized_keys + "".join(f"{key.strip()} mlops-lease\n" for key in public_keys)
+        keys = before.authorized_keys + "".join(f"{key.strip()} mlops-lease {claim_id}\n" for key in public_keys)
         run_once(self._host(host), ["sh", "-c", _LET_IN], stdin=keys.encode(), login_s=self._login_s, timeout_s=_LOOK_S)
 
-    def clean(self, host: StaticHost, before: Before, run_key: str) -> str:
+    def clean(self, host: StaticHost, before: Before, run_key: str, claim_id: str) -> str:
         """See `HostShell.clean`."""
         lines = [f"process {item}" for item in before.processes]
         lines += [f"key {line}" for line in before.authorized_keys.splitlines()]
-        argv = ["sh", "-c", _CLEAN, "clean", f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
+        argv = ["sh", "-c", _CLEAN, "clean", claim_id, f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
         stdin = "".join(f"{line}\n" for line in lines) or "\n"
         return run_once(self._host(host), argv, stdin=stdin.encode(), login_s=self._login_s, timeout_s=_CLEAN_S).strip()
 

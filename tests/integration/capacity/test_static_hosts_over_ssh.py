@@ -16,9 +16,10 @@ from mlops_sdk.capacity.provider import Grant, Party, Provider
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim
 from mlops_sdk.capacity.providers.static_pool import HostPool
+from mlops_sdk.capacity.providers.static_shell import SshShell
 from mlops_sdk.clock import SystemClock
 from mlops_sdk.config import Settings
-from mlops_sdk.errors import NodeFailed
+from mlops_sdk.errors import NodeFailed, RemoteCommandError
 from mlops_sdk.identity.ssh_keys import client_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.ssh import Host, run_once
@@ -141,6 +142,21 @@ def test_what_a_lease_leaves_behind_is_gone_and_what_was_there_before_is_not(ben
     with pytest.raises(NodeFailed, match="no SSH login"):
         as_lessee(grant, node, "true", timeout_s=0.5)
     run_once(earlier, ["pkill", "sleep"])
+
+
+def test_who_cleans_too_late_does_not_touch_the_next_tenant(hosts: list[SshdHost]):
+    """A releaser that was stopped between its last look and its command, until the host had gone to somebody else."""
+    shell = SshShell(settings_of(hosts, fake_settings()))
+    host = hosts[1]
+    before = shell.look(host.settings)
+    shell.let_in(host.settings, before, [new_key().public], "of-the-next-tenant")
+    with pytest.raises(RemoteCommandError, match="leased to somebody else meanwhile"):
+        shell.clean(host.settings, before, "aaaaaaaaaaaa", "of-the-last-tenant")
+    assert len(host.keys) == 2
+    with pytest.raises(RemoteCommandError, match="it lets another lease in: mlops-lease of-the-next-tenant"):
+        shell.look(host.settings)  # nor does another deployment get it
+    assert "keys as before" in shell.clean(host.settings, before, "aaaaaaaaaaaa", "of-the-next-tenant")
+    assert host.keys == [host.login.public]
 
 
 def test_a_host_with_another_key_lets_nobody_in_and_goes_out_of_the_pool(bench: Bench, hosts: list[SshdHost]):
