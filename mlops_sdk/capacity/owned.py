@@ -61,7 +61,7 @@ class Owned:
     @property
     def held(self) -> Held:
         """As what is to be given back."""
-        return Held(name=self.name, node_id=self.node_id, kind=self.kind)
+        return Held(name=self.name, allocation_id=self.id, node_id=self.node_id, kind=self.kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
