@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -50,15 +51,19 @@ class SshdHost:
     port: int
     host_key: SshKey
     login: SshKey
+    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, name: str, folder: Path, login: SshKey) -> SshdHost:
-        """Boot it; `login` is let in to its account."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        host = cls(name=name, root=folder, port=port, host_key=new_key(), login=login)
+    def start(cls, name: str, folder: Path, login: SshKey, *, address: str = "") -> SshdHost:
+        """Boot it; `login` is let in to its account. With an address it has a network of its own: see `plug`."""
+        if address:
+            host = cls(name=name, root=folder, port=22, host_key=new_key(), login=login, address=address)
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            host = cls(name=name, root=folder, port=port, host_key=new_key(), login=login)
         host._write_files()
         host.boot()
         return host
@@ -66,11 +71,27 @@ class SshdHost:
     def boot(self) -> None:
         """Power on."""
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        if self.own_network:
+            unshare.append("--net")
         with (self.root / "sshd.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*unshare, "sh", "-c", _BOOT, "boot", str(self.root), str(self.port)], stdout=log, stderr=log
             )
-        eventually(self._answers, within_s=10, what=f"{self.name} answers")
+        if not self.own_network:
+            eventually(self._answers, within_s=10, what=f"{self.name} answers")
+
+    @property
+    def own_network(self) -> bool:
+        """Whether it has a network of its own."""
+        return self.address != "127.0.0.1"
+
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        eventually(lambda: bool(children.read_text().split()), within_s=5, what=f"{self.name} boots")
+        return int(children.read_text().split()[0])
 
     def stop(self) -> None:
         """Power off: every process on it ends."""
@@ -84,7 +105,7 @@ class SshdHost:
         """As a deployment names it."""
         return StaticHost(
             name=self.name,
-            address="127.0.0.1",
+            address=self.address,
             port=self.port,
             user="pool",
             host_public_key=self.host_key.public,
@@ -126,12 +147,13 @@ class SshdHost:
         )
         (root / "etc/group").write_text(f"root:x:0:\npool:x:{_UID}:\nnogroup:x:65534:\n")
         (root / "etc/shadow").write_text("root:*:19000::::::\npool:*:19000::::::\n")
+        (root / "etc/hostname").write_text(f"{self.name}\n")
         (root / "etc/os-release").write_text('PRETTY_NAME="a host of the tests"\n')
         shutil.copy("/etc/ld.so.cache", root / "etc/ld.so.cache")
         (root / "etc/ssh/host_key").write_text(self.host_key.private)
         (root / "etc/ssh/host_key").chmod(0o600)
         (root / "etc/ssh/sshd_config").write_text(
-            "ListenAddress 127.0.0.1\nHostKey /etc/ssh/host_key\nUsePAM no\nUseDNS no\nPasswordAuthentication no\n"
+            "ListenAddress 0.0.0.0\nHostKey /etc/ssh/host_key\nUsePAM no\nUseDNS no\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nMaxStartups 100\nPidFile none\n"
         )
         ssh = root / "home/pool/.ssh"
@@ -142,3 +164,16 @@ class SshdHost:
         root.chmod(0o755)
         for folder in ("scratch", "tmp"):
             (root / folder).chmod(0o1777)
+
+
+def plug(host: SshdHost, address: str, *, into: SshdHost | None, peer: str) -> None:
+    """A cable from a host with a network of its own to another one, or to this machine; both ends get an address."""
+    ours = f"t{host.pid}"
+    there = [] if into is None else ["nsenter", "-t", str(into.pid), "-n"]
+    run = partial(subprocess.run, check=True)
+    run(["ip", "link", "add", ours, "type", "veth", "peer", "name", "up0", "netns", str(host.pid)])
+    if into is not None:
+        run(["ip", "link", "set", ours, "netns", str(into.pid)])
+    for inside, link, own in ((there, ours, peer), (["nsenter", "-t", str(host.pid), "-n"], "up0", address)):
+        run([*inside, "ip", "address", "add", f"{own}/30", "dev", link])
+        run([*inside, "ip", "link", "set", link, "up"])

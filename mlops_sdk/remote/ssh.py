@@ -41,6 +41,7 @@ class Host:
         client_private_key: OpenSSH PEM form.
         username: Account on the machine.
         port: TCP port of the SSH daemon.
+        via: The gateway through which it is reached, with a pinned key of its own; None for the direct way.
     """
 
     name: str
@@ -49,14 +50,16 @@ class Host:
     client_private_key: str = field(repr=False)
     username: str = "root"
     port: int = 22
+    via: Host | None = None
 
 
 class Connection:
     """An SSH connection to one host. Made by `connect`."""
 
-    def __init__(self, host: Host, raw: asyncssh.SSHClientConnection) -> None:
+    def __init__(self, host: Host, raw: asyncssh.SSHClientConnection, gateway: Connection | None = None) -> None:
         self.host = host
         self.raw = raw
+        self._gateway = gateway
 
     def is_open(self) -> bool:
         """Whether the connection still stands, as far as keep-alives have told."""
@@ -107,22 +110,35 @@ class Connection:
         self.raw.close()
         with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):
             await asyncio.wait_for(self.raw.wait_closed(), timeout=2)
+        if self._gateway is not None:
+            await self._gateway.close()
 
 
 async def connect(host: Host, *, timeout_s: float) -> Connection:
-    """Log in, waiting for the machine to come up.
+    """Log in, waiting for the machine to come up; through its gateway, if it has one.
 
     Raises:
         HostKeyMismatch: at once, when another key than the pinned one is shown.
         NodeFailed: when no login succeeded within `timeout_s`; says what was seen last.
     """
+    if host.via is None:
+        return await _connect(host, None, timeout_s=timeout_s)
+    gateway = await connect(host.via, timeout_s=timeout_s)
+    try:
+        return await _connect(host, gateway, timeout_s=timeout_s)
+    except BaseException:
+        await gateway.close()
+        raise
+
+
+async def _connect(host: Host, gateway: Connection | None, *, timeout_s: float) -> Connection:
     give_up = time.monotonic() + timeout_s
     last = "nothing was tried"
     while True:
         pin = _Pin()
         try:
-            raw = await _attempt(host, pin, max(1.0, min(_CONNECT_TRY_S, give_up - time.monotonic())))
-            return Connection(host, raw)
+            raw = await _attempt(host, gateway, pin, max(1.0, min(_CONNECT_TRY_S, give_up - time.monotonic())))
+            return Connection(host, raw, gateway)
         except asyncssh.HostKeyNotVerifiable as error:
             raise _mismatch(host, pin.seen) from error
         except asyncssh.KeyExchangeFailed as error:
@@ -199,12 +215,13 @@ class _Pin(asyncssh.SSHClient):
         return False
 
 
-async def _attempt(host: Host, pin: _Pin, timeout_s: float) -> asyncssh.SSHClientConnection:
+async def _attempt(host: Host, gateway: Connection | None, pin: _Pin, timeout_s: float) -> asyncssh.SSHClientConnection:
     label = f"[{host.address}]:{host.port}" if host.port != 22 else host.address  # noqa: PLR2004 - SSH's port
     return await asyncio.wait_for(
         asyncssh.connect(
             host.address,
             host.port,
+            tunnel=() if gateway is None else gateway.raw,
             username=host.username,
             client_keys=[asyncssh.import_private_key(host.client_private_key)],
             known_hosts=asyncssh.import_known_hosts(f"{label} {host.host_public_key.strip()}\n"),

@@ -1,0 +1,79 @@
+"""Hosts that are reached through a gateway only: a key is pinned at both hops, and there is no direct route."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from mlops_sdk.errors import HostKeyMismatch, NodeFailed
+from mlops_sdk.remote.ssh import Host, connect, run_once
+from support_sshd import SshdHost, new_key, plug
+
+GATEWAY, NODE = "198.51.100.2", "198.51.100.6"  # of TEST-NET-2
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A node behind a gateway: this machine has a cable to the gateway, and the gateway one to the node."""
+    login = new_key()
+    started: list[SshdHost] = []
+    try:
+        for name, address in (("gateway", GATEWAY), ("node", NODE)):
+            started.append(SshdHost.start(name, tmp_path_factory.mktemp(f"{name}-"), login, address=address))
+        gateway, behind = started
+        plug(gateway, GATEWAY, into=None, peer="198.51.100.1")
+        plug(behind, NODE, into=gateway, peer="198.51.100.5")
+        yield replace(host_of(behind), via=host_of(gateway))
+    finally:
+        for host in started:
+            host.stop()
+
+
+def host_of(host: SshdHost) -> Host:
+    return Host(
+        name=host.name,
+        address=host.address,
+        host_public_key=host.host_key.public,
+        client_private_key=host.login.private,
+        username="pool",
+        port=host.port,
+    )
+
+
+def test_a_command_reaches_the_node_and_there_is_no_other_way(node: Host):
+    assert run_once(node, ["cat", "/etc/hostname"], timeout_s=10) == "node\n"
+    with pytest.raises(NodeFailed, match="no SSH login on 'node'"):
+        run_once(replace(node, via=None), ["true"], timeout_s=1)
+
+
+def test_what_a_command_says_comes_back_while_it_runs(node: Host):
+    async def lines() -> list[str]:
+        connection = await connect(node, timeout_s=10)
+        try:
+            await connection.put_bytes("/scratch/secret", b"over standard input")
+            async with connection.raw.create_process("cat /scratch/secret; echo; echo done") as process:
+                return [line.strip() async for line in process.stdout]
+        finally:
+            await connection.close()
+
+    assert asyncio.run(lines()) == ["over standard input", "done"]
+
+
+@pytest.mark.parametrize("hop", ["gateway", "node"])
+def test_a_wrong_key_at_either_hop_is_refused_at_once(node: Host, hop: str):
+    assert node.via is not None
+    wrong = new_key().public
+    if hop == "gateway":
+        host = replace(node, via=replace(node.via, host_public_key=wrong))
+    else:
+        host = replace(node, host_public_key=wrong)
+    with pytest.raises(HostKeyMismatch, match=f"is not '{hop}'"):
+        run_once(host, ["true"], timeout_s=10)
+
+
+def test_a_gateway_that_is_away_is_named(node: Host):
+    assert node.via is not None
+    host = replace(node, via=replace(node.via, port=23))
+    with pytest.raises(NodeFailed, match="no SSH login on 'gateway'"):
+        run_once(host, ["true"], timeout_s=1)
