@@ -20,6 +20,7 @@ from mlops_sdk.invalid import wrong_fields
 from mlops_sdk.layered import LayeredSettings, read_toml
 
 DEFAULT_CONFIG = Path(".mlops/stacks/default/client.toml")
+_HOST_NAME = r"^[a-z0-9][a-z0-9.-]{0,62}$"
 
 
 class _Group(BaseModel):
@@ -85,10 +86,23 @@ class MlflowSettings(_Group):
     alias: str = "champion"
 
 
-class StaticHost(_Group):
-    """A host of the fixed pool: always on, leased by a claim in S3. `user` is an account that only leases use."""
+class StaticGateway(_Group):
+    """A machine through which hosts of the fixed pool are reached over SSH, with the pool's key."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
+    name: str = Field(pattern=_HOST_NAME)
+    address: str
+    port: int = Field(default=22, gt=0, lt=65536)
+    user: str = "mlops"
+    host_public_key: str
+
+
+class StaticHost(_Group):
+    """A host of the fixed pool: always on, leased by a claim in S3.
+
+    `user` is an account that only leases use; `gateway` names the one it is reached through, if it is.
+    """
+
+    name: str = Field(pattern=_HOST_NAME)
     address: str
     port: int = Field(default=22, gt=0, lt=65536)
     user: str = "mlops"
@@ -96,6 +110,7 @@ class StaticHost(_Group):
     resource_class: str
     traits: tuple[str, ...] = ()
     gpus: int = Field(default=0, ge=0)
+    gateway: str = ""
 
 
 class LeaseSettings(_Group):
@@ -152,12 +167,27 @@ class Settings(LayeredSettings):
     mlflow: MlflowSettings
     lease: LeaseSettings = LeaseSettings()
     static_hosts: tuple[StaticHost, ...] = ()
+    static_gateways: tuple[StaticGateway, ...] = ()
     static_key: SecretStr = Field(default=SecretStr(""), description="logs in to the static hosts; or its file:")
     static_key_file: str = ""
     node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
     currency: str = "EUR"
     cost: CostSettings = CostSettings()
     budget: BudgetSettings = BudgetSettings()
+
+    @model_validator(mode="after")
+    def _pool_is_whole(self) -> Self:
+        names = [host.name for host in self.static_hosts]
+        if len(set(names)) < len(names):
+            raise ValueError("two static_hosts have one name")
+        unknown = {host.gateway for host in self.static_hosts} - {"", *(found.name for found in self.static_gateways)}
+        if unknown:
+            raise ValueError(
+                f"static_hosts name gateways that are not in static_gateways: {', '.join(sorted(unknown))}"
+            )
+        if names and not (self.static_key.get_secret_value() or self.static_key_file):
+            raise ValueError("static_hosts need static_key or static_key_file")
+        return self
 
     @model_validator(mode="after")
     def _own_alias(self) -> Self:

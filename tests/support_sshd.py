@@ -7,6 +7,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -164,6 +166,27 @@ class SshdHost:
         root.chmod(0o755)
         for folder in ("scratch", "tmp"):
             (root / folder).chmod(0o1777)
+
+
+_NET = f"198.18.{os.getpid() % 250}"  # of the network for benchmarks; two test processes use two
+
+
+@contextmanager
+def behind_a_gateway(folder: Path) -> Generator[tuple[SshdHost, SshdHost]]:
+    """A gateway and a node: this machine has a cable to the gateway, and the gateway one to the node."""
+    login = new_key()
+    started: list[SshdHost] = []
+    try:
+        for name, address in (("gateway", f"{_NET}.2"), ("node", f"{_NET}.6")):
+            (folder / name).mkdir()
+            started.append(SshdHost.start(name, folder / name, login, address=address))
+        gateway, node = started
+        plug(gateway, gateway.address, into=None, peer=f"{_NET}.1")
+        plug(node, node.address, into=gateway, peer=f"{_NET}.5")
+        yield gateway, node
+    finally:
+        for host in started:
+            host.stop()
 
 
 def plug(host: SshdHost, address: str, *, into: SshdHost | None, peer: str) -> None:

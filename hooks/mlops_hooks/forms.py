@@ -99,6 +99,11 @@ OPENSTACK = Form(
             '"host_public_key": "ssh-ed25519 AAAA...", "resource_class": "lab.a100.4x"}}',
             kind="object",
         ),
+        "static_gateways": Extra(
+            label="Gateways of that pool",
+            description='By name, with address and host_public_key; a host names its own as "gateway"',
+            kind="object",
+        ),
         "static_private_key": Extra(label="Key of that pool", description="Private key, OpenSSH form", secret=True),
         "lease": Extra(
             label="Lease settings",

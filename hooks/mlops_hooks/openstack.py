@@ -44,9 +44,8 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
         deployment = fields.given(
             "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
         )
-        hosts = fields.given("static_hosts").get("static_hosts")
-        if hosts:
-            deployment["static_hosts"] = [{"name": name, **host} for name, host in hosts.items()]
+        for kind, named in fields.given("static_hosts", "static_gateways").items():
+            deployment[kind] = [{"name": name, **one} for name, one in named.items()]
             deployment["static_key"] = fields.secret("static_private_key")
         return OpenStackConfig(keystone=keystone, broker_key=fields.secret("broker_secret"), deployment=deployment)
 

@@ -25,6 +25,7 @@ class Node:
         firmware: BMC/BIOS firmware version ("" when unknown).
         port: TCP port of its SSH daemon.
         user: The account on it that leases use.
+        gateway: Name of the gateway that it is reached through ("" for the direct way).
     """
 
     id: str
@@ -42,3 +43,4 @@ class Node:
     firmware: str = ""
     port: int = 22
     user: str = "root"
+    gateway: str = ""

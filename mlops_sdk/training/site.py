@@ -19,6 +19,7 @@ from mlops_sdk.identity.sts import RunTokens, StsTokens
 from mlops_sdk.journal import EntryKind, Journal
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.remote.pool import gateway_of
 from mlops_sdk.remote.ssh import Host
 from mlops_sdk.training.jobfile import Tracking
 
@@ -44,6 +45,7 @@ class Site:
         ssh_timeout_s: How long a machine may take to answer.
         journal: Where attempts are written down, which is how their cost is told from idling; None for nowhere.
         generation: Of the lease.
+        gateways: By name: those that machines of the lease may be behind.
     """
 
     run_id: uuid.UUID
@@ -57,6 +59,7 @@ class Site:
     ssh_timeout_s: float = 120.0
     journal: Journal | None = field(default=None, repr=False)
     generation: int = 0
+    gateways: Mapping[str, Host] = field(default_factory=dict[str, Host], repr=False)
 
     @classmethod
     def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
@@ -80,6 +83,7 @@ class Site:
             ssh_timeout_s=settings.lease.ssh_timeout_s,
             journal=run.journal,
             generation=run.generation,
+            gateways={g.name: found for g in settings.static_gateways if (found := gateway_of(settings, g.name))},
         )
 
     @property
@@ -101,6 +105,7 @@ class Site:
             client_private_key=self.client_key.private,
             username=node.user,
             port=node.port,
+            via=self.gateways[node.gateway] if node.gateway else None,
         )
 
     def note_begin(self, attempt: int) -> None:

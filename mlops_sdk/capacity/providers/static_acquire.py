@@ -219,6 +219,7 @@ class HostAcquisition:
             image=claim.before.image if claim.before else "",
             port=host.port,
             user=host.user,
+            gateway=host.gateway,
         )
 
 

@@ -8,12 +8,11 @@ of its own, a file that its shell reads) stays; the page on resources says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from mlops_sdk.capacity.providers.static_claim import Before
 from mlops_sdk.config import Settings, StaticHost
-from mlops_sdk.errors import SettingsError
+from mlops_sdk.remote.pool import gateway_of, pool_key
 from mlops_sdk.remote.ssh import Host, run_once
 
 _LOGIN_S = 5.0
@@ -189,20 +188,8 @@ class SshShell(HostShell):
             name=host.name,
             address=host.address,
             host_public_key=host.host_public_key,
-            client_private_key=self._key(),
+            client_private_key=pool_key(self._settings),
             username=host.user,
             port=host.port,
+            via=gateway_of(self._settings, host.gateway),
         )
-
-    def _key(self) -> str:
-        settings = self._settings
-        if settings.static_key.get_secret_value():
-            return settings.static_key.get_secret_value()
-        try:
-            return Path(settings.static_key_file).expanduser().read_text()
-        except OSError as error:
-            raise SettingsError(
-                f"the key for the static hosts cannot be read from {settings.static_key_file!r}",
-                seen=str(error),
-                next_step="set static_key, or static_key_file to a file that this account can read",
-            ) from error

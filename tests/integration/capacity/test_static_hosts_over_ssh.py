@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +19,17 @@ from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim
 from mlops_sdk.capacity.providers.static_pool import HostPool
 from mlops_sdk.capacity.providers.static_shell import SshShell
 from mlops_sdk.clock import SystemClock
-from mlops_sdk.config import Settings
+from mlops_sdk.config import Settings, StaticGateway
 from mlops_sdk.errors import NodeFailed, RemoteCommandError
 from mlops_sdk.identity.ssh_keys import client_key
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.remote.pool import gateway_of
 from mlops_sdk.remote.ssh import Host, run_once
 from mlops_sdk.testing.memory_s3 import memory_store
 from mlops_sdk.testing.provider_contract import CHECKS, Bench
 from mlops_sdk.testing.settings import fake_settings
 from support import eventually
-from support_sshd import CLASS, SshdHost, new_key
+from support_sshd import CLASS, SshdHost, behind_a_gateway, new_key
 
 CLOCK = SystemClock()
 
@@ -91,7 +93,7 @@ def bench(hosts: list[SshdHost]) -> Bench:
     return bench_on(settings_of(hosts, fake_settings()), memory_store())
 
 
-def as_lessee(grant: Grant, node: Node, script: str, *, timeout_s: float = 5.0) -> str:
+def as_lessee(grant: Grant, node: Node, script: str, *, timeout_s: float = 5.0, via: Host | None = None) -> str:
     key = client_key(grant.broker_key.get_secret_value(), grant.run_id, grant.generation)
     host = Host(
         name=node.name,
@@ -100,6 +102,7 @@ def as_lessee(grant: Grant, node: Node, script: str, *, timeout_s: float = 5.0) 
         client_private_key=key.private,
         username=node.user,
         port=node.port,
+        via=via,
     )
     return run_once(host, ["sh", "-c", script], timeout_s=timeout_s)
 
@@ -188,6 +191,23 @@ def test_a_host_that_loses_power_while_it_is_leased_comes_back_clean(bench: Benc
     assert isinstance(provider, StaticHosts)
     assert "keys as before" in provider.clean(host.name)
     assert host.keys == [host.login.public]
+
+
+def test_a_host_behind_a_gateway_is_leased_used_and_cleaned_through_it(tmp_path: Path):
+    with behind_a_gateway(tmp_path) as (gateway, host):
+        settings = settings_of([host], fake_settings())
+        door = StaticGateway(name="door", address=gateway.address, user="pool", host_public_key=gateway.host_key.public)
+        named = settings.static_hosts[0].model_copy(update={"gateway": "door"})
+        settings = settings.model_copy(update={"static_hosts": (named,), "static_gateways": (door,)})
+        bench = bench_on(settings, memory_store())
+        grant = bench.grant(nodes=1)
+        (node,) = bench.drive(bench.open().acquire(grant))
+        assert as_lessee(grant, node, "cat /etc/hostname", via=gateway_of(settings, node.gateway)) == "node\n"
+        with pytest.raises(NodeFailed, match="no SSH login"):
+            as_lessee(grant, node, "true", timeout_s=1)
+        (evidence,) = bench.release(grant)
+        assert evidence.outcome is Outcome.CLEANED
+        assert host.keys == [host.login.public]
 
 
 @pytest.mark.slow

@@ -8,26 +8,13 @@ import pytest
 
 from mlops_sdk.errors import HostKeyMismatch, NodeFailed
 from mlops_sdk.remote.ssh import Host, connect, run_once
-from support_sshd import SshdHost, new_key, plug
-
-GATEWAY, NODE = "198.51.100.2", "198.51.100.6"  # of TEST-NET-2
+from support_sshd import SshdHost, behind_a_gateway, new_key
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A node behind a gateway: this machine has a cable to the gateway, and the gateway one to the node."""
-    login = new_key()
-    started: list[SshdHost] = []
-    try:
-        for name, address in (("gateway", GATEWAY), ("node", NODE)):
-            started.append(SshdHost.start(name, tmp_path_factory.mktemp(f"{name}-"), login, address=address))
-        gateway, behind = started
-        plug(gateway, GATEWAY, into=None, peer="198.51.100.1")
-        plug(behind, NODE, into=gateway, peer="198.51.100.5")
-        yield replace(host_of(behind), via=host_of(gateway))
-    finally:
-        for host in started:
-            host.stop()
+    with behind_a_gateway(tmp_path_factory.mktemp("gateway-")) as (gateway, node):
+        yield replace(host_of(node), via=host_of(gateway))
 
 
 def host_of(host: SshdHost) -> Host:

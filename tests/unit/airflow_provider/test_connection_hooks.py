@@ -102,13 +102,19 @@ def test_three_connections_are_a_deployment(connections):
 
 def test_a_pool_of_hosts_comes_from_the_connection_and_its_key_is_a_secret(connections):
     host = {"address": "192.0.2.11", "host_public_key": "ssh-ed25519 AAAA", "resource_class": "lab.a100.4x"}
-    connections(**changed("mlops_openstack", static_hosts={"lab-1": host}, static_private_key="pool's secret"))
+    gateway = {"address": "192.0.2.1", "host_public_key": "ssh-ed25519 BBBB"}
+    pool = {"static_hosts": {"lab-1": {**host, "gateway": "door"}}, "static_gateways": {"door": gateway}}
+    connections(**changed("mlops_openstack", **pool, static_private_key="pool's secret"))
     settings = DeploymentHook().settings()
     assert [(found.name, found.address, found.user) for found in settings.static_hosts] == [
         ("lab-1", "192.0.2.11", "mlops")
     ]
     assert settings.static_key.get_secret_value() == "pool's secret"
+    assert [found.address for found in settings.static_gateways] == ["192.0.2.1"]
     assert "pool's secret" not in repr(settings)
+    connections(**changed("mlops_openstack", static_hosts={"lab-1": host}))
+    with pytest.raises(SettingsError, match="static_hosts need static_key"):
+        DeploymentHook().settings()
 
 
 def test_an_environment_and_logins_of_runs_come_from_connections_too(connections):
