@@ -60,9 +60,9 @@ class Line:
         asked_at = self._asked_at(grant)
         while True:
             mine = self._put(grant, asked_at)
-            turn = next(turn for turn in self.turns() if turn.ticket.run_key == mine.run_key)
+            turn = next((turn for turn in self.turns() if turn.ticket.lease == mine.lease), None)
             left = max(0.0, end - self._clock.monotonic())
-            if turn.may_ask:
+            if turn is None or turn.may_ask:  # None: it has them already, asked for by who began before us
                 return left
             if left <= 0:
                 self.leave(grant)
@@ -85,7 +85,9 @@ class Line:
     def preview(self, request: LeaseRequest, *, owner: str) -> Turn:
         """What a request would be told that joined the queue now. Leaves no ticket."""
         now = self._provider.now()
-        wanted = _ticket(request, key=_NOBODY, owner=owner, asked_at=_FOREVER, renewed_until=_FOREVER, now=now)
+        wanted = _ticket(
+            request, key=_NOBODY, generation=1, owner=owner, asked_at=_FOREVER, renewed_until=_FOREVER, now=now
+        )
         turns = self._plan([*self._tickets(), wanted])
         return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
 
@@ -108,6 +110,7 @@ class Line:
         ticket = _ticket(
             grant.request,
             key=run_key(grant.run_id),
+            generation=grant.generation,
             owner=grant.owner,
             asked_at=asked_at,
             renewed_until=now + timedelta(seconds=self._settings.renew_for_s),
@@ -163,6 +166,7 @@ def slot_of(machine: PoolMachine, back_by: datetime) -> Slot:
         return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=stranger)
     holder = Holder(
         run_key=run_key(uuid.UUID(marker.run_id)),
+        generation=marker.generation,
         project=marker.owner,
         priority=marker.priority,
         since=from_iso(machine.since) if machine.since else _FOREVER,
@@ -173,10 +177,18 @@ def slot_of(machine: PoolMachine, back_by: datetime) -> Slot:
 
 
 def _ticket(
-    request: LeaseRequest, *, key: str, owner: str, asked_at: datetime, renewed_until: datetime, now: datetime
+    request: LeaseRequest,
+    *,
+    key: str,
+    generation: int,
+    owner: str,
+    asked_at: datetime,
+    renewed_until: datetime,
+    now: datetime,
 ) -> Ticket:
     return Ticket(
         run_key=key,
+        generation=generation,
         project=owner,
         priority=request.priority,
         nodes=request.nodes,
@@ -192,6 +204,7 @@ def _to_stored(ticket: Ticket) -> dict[str, Any]:
     return {
         "version": 1,
         "run_key": ticket.run_key,
+        "generation": ticket.generation,
         "project": ticket.project,
         "priority": int(ticket.priority),
         "nodes": ticket.nodes,
@@ -208,6 +221,7 @@ def _from_stored(raw: Any) -> Ticket | None:
     try:
         return Ticket(
             run_key=str(raw["run_key"]),
+            generation=int(raw["generation"]),
             project=str(raw["project"]),
             priority=priority_of(raw["priority"]),
             nodes=int(raw["nodes"]),

@@ -16,6 +16,7 @@ out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -32,6 +33,7 @@ class Ticket:
 
     Attributes:
         run_key: Whose.
+        generation: Of its lease.
         project: For whom shares are counted.
         priority: Its class.
         nodes: How many machines it wants, all or none.
@@ -43,6 +45,7 @@ class Ticket:
     """
 
     run_key: str
+    generation: int
     project: str
     priority: Priority
     nodes: int
@@ -52,6 +55,11 @@ class Ticket:
     renewed_until: datetime
     traits: frozenset[str] = frozenset()
 
+    @property
+    def lease(self) -> tuple[str, int]:
+        """Which lease it is for: run and generation."""
+        return (self.run_key, self.generation)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
@@ -59,6 +67,7 @@ class Holder:
 
     Attributes:
         run_key: The run; empty for a stranger.
+        generation: Of its lease.
         project: Of the run.
         priority: Of its lease.
         since: When its lease began.
@@ -72,6 +81,7 @@ class Holder:
     priority: Priority
     since: datetime
     ends_at: datetime
+    generation: int = 0
     preemptible: bool = False
     ending: bool = False
 
@@ -133,12 +143,19 @@ def plan(
         use: Node-seconds that each project had, weighted by age.
         shares: How much of the capacity each project is meant to have, relative; 1.0 for one that is not named.
     """
-    alive = [ticket for ticket in tickets if ticket.renewed_until >= now]
+    alive = _still_wanted((ticket for ticket in tickets if ticket.renewed_until >= now), slots)
     pool = _Pool(slots, now)
     turns: list[Turn] = []
     for position, ticket in enumerate(order(alive, use=use or {}, shares=shares or {}), start=1):
         turns.append(pool.place(ticket, position))
     return tuple(turns)
+
+
+def _still_wanted(tickets: Iterable[Ticket], slots: Iterable[Slot]) -> list[Ticket]:
+    """The tickets without what their leases have already: one that was served is removed a moment later."""
+    has = Counter((slot.holder.run_key, slot.holder.generation) for slot in slots if slot.holder is not None)
+    left = [(ticket, ticket.nodes - has[ticket.lease]) for ticket in tickets]
+    return [replace(ticket, nodes=nodes) for ticket, nodes in left if nodes > 0]
 
 
 def order(tickets: Iterable[Ticket], *, use: Mapping[str, float], shares: Mapping[str, float]) -> list[Ticket]:

@@ -59,9 +59,10 @@ class IronicLeases(Provider):
 
     def pool(self) -> Iterator[PoolMachine]:
         """See `Provider.pool`."""
+        machines = list(self._api.list_machines())  # first: one that is taken in between still counts as free
         allocations = {allocation.id: allocation for allocation in self._api.list_allocations()}
         deployment = str(self._party.settings.deployment_id)
-        for machine in self._api.list_machines():
+        for machine in machines:
             yield _pool_machine(machine, allocations.get(machine.allocation_id), deployment)
 
     def address_of(self, node_id: str) -> str:

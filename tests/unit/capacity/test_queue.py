@@ -16,7 +16,7 @@ CLASS = "gpu.h200.8x"
 
 
 def ticket(run: str, nodes: int = 1, *, asked: float = 0, hours: float = 1, **changes) -> Ticket:
-    values = {"project": run[0], "priority": Priority.NORMAL, "resource_class": CLASS, **changes}
+    values = {"generation": 1, "project": run[0], "priority": Priority.NORMAL, "resource_class": CLASS, **changes}
     return Ticket(
         run_key=run,
         nodes=nodes,
@@ -47,6 +47,15 @@ def test_who_fits_may_ask_and_a_dead_run_is_left_out():
     turns = plan([dead, ticket("a1", 3), ticket("b1", 2, asked=1)], free(4), now=NOW)
     assert may_ask(turns) == ["a1"]
     assert [turn.position for turn in turns] == [1, 2]
+
+
+def test_who_has_its_machines_already_takes_no_others():
+    slots = [*free(1), busy("gpu-02", "a1", ends_in_h=1, generation=1)]
+    served, half, other = ticket("a1"), ticket("a1", 2), ticket("b1", asked=1)
+    assert may_ask(plan([served, other], slots, now=NOW)) == ["b1"]
+    assert may_ask(plan([half, other], slots, now=NOW)) == ["a1"]  # one of its two is still to come
+    (turn, _) = plan([ticket("a1", generation=2), other], slots, now=NOW)
+    assert (turn.ticket.run_key, turn.may_ask) == ("a1", True)  # what an earlier generation has is on its way back
 
 
 def test_a_higher_priority_goes_first_whoever_asked_earlier():
