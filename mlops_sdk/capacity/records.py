@@ -36,8 +36,12 @@ def prices_of(settings: Settings) -> Prices:
 
 def all_records(services: Services, now: datetime) -> list[RunRecord]:
     """All runs of the deployment, oldest first. Reads every journal."""
+
+    def record(key: str) -> RunRecord:
+        return one_record(services, key, now)
+
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda key: one_record(services, key, now), services.store.list_folders("runs/")))
+        found = list(pool.map(record, services.store.list_folders("runs/")))
     begun = [record for record in found if record.history.run_id]
     return sorted(begun, key=lambda r: (r.history.started_at or now, r.key))
 
