@@ -25,9 +25,16 @@ _Statement = Mapping[str, Any]
 
 
 def trust_policy(user_arn: str) -> str:
-    """Who may take the role: the deployment's S3 user (``arn:aws:iam:::user/<uid>``)."""
+    """Who may take the role: the deployment's S3 user (``arn:aws:iam:::user/<uid>``), and no session of the role.
+
+    RGW takes a session for its user too: without the denial a run could take the role again, without its narrow policy.
+    """
+    action = ["sts:AssumeRole"]
     return _policy(
-        [{"Effect": "Allow", "Principal": {"AWS": [user_arn]}, "Action": ["sts:AssumeRole"]}],
+        [
+            {"Effect": "Allow", "Principal": {"AWS": [user_arn]}, "Action": action},
+            {"Effect": "Deny", "Principal": {"AWS": [f"arn:aws:iam:::role/{ROLE_NAME}"]}, "Action": action},
+        ]
     )
 
 

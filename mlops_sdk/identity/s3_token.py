@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -95,7 +95,7 @@ class _FromFile(CredentialProvider):
             mandatory_timeout=_MUST_S,
         )
 
-    def _read(self) -> Mapping[str, Any]:
+    def _read(self) -> dict[str, Any]:
         try:
             token = S3Token.model_validate_json(self._path.read_bytes())
         except OSError as error:

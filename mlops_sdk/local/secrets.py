@@ -19,6 +19,10 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
+def _sts_key() -> str:
+    return secrets.token_urlsafe(12)  # 16 characters, RGW takes no other length
+
+
 def _uuid() -> str:
     return str(uuid.uuid4())
 
@@ -43,6 +47,7 @@ class Secrets:
     airflow_api: str = field(default_factory=_token, repr=False)
     airflow_fernet: str = field(default_factory=_fernet_key, repr=False)
     webhook: str = field(default_factory=_token, repr=False)
+    rgw_sts: str = field(default_factory=_sts_key, repr=False)
     ceph_fsid: str = field(default_factory=_uuid)
     ceph_osd: str = field(default_factory=_uuid)
 

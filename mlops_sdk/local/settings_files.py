@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mlops_sdk.identity.s3_policy import ROLE_NAME
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identity
@@ -21,6 +22,7 @@ LEASE: Final = {
     "deploy_timeout_s": 120.0,
     "clean_timeout_s": 120.0,
 }
+S3_OF_RUNS: Final = {"run_role": f"arn:aws:iam:::role/{ROLE_NAME}"}
 PRICES: Final = {"gpu.h200.8x": 0.0083}
 COST: Final = {"storage_gib_month": 0.02, "serving_second": 0.0005}
 
@@ -76,6 +78,7 @@ def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
             "access_key_id": keys.access_key_id,
             "secret_access_key": keys.secret_access_key,
             "bucket": BUCKET,
+            **S3_OF_RUNS,
         },
         "keystone": dict(keystone),
         "mlflow": {

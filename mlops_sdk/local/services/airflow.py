@@ -27,7 +27,7 @@ from mlops_sdk.local.probes import answers_http
 from mlops_sdk.local.service import Command, NotReady, Service
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OUR_PROJECT
-from mlops_sdk.local.settings_files import COST, LEASE, PRICES
+from mlops_sdk.local.settings_files import COST, LEASE, PRICES, S3_OF_RUNS
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
 DATABASE_VARIABLE: Final = "MLOPS_AIRFLOW_DATABASE_URL"
@@ -250,7 +250,7 @@ def _connections(site: Site) -> dict[str, dict[str, Any]]:
         "host": site.url("rgw"),
         "login": keys.access_key_id,
         "password": keys.secret_access_key,
-        "extra": {"node_endpoint": site.node_url("rgw"), "bucket": BUCKET},
+        "extra": {"node_endpoint": site.node_url("rgw"), "bucket": BUCKET, **S3_OF_RUNS},
     }
     mlflow = {
         "host": site.url("mlflow"),

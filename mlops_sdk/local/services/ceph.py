@@ -14,11 +14,12 @@ from pathlib import Path
 
 from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import StackError
+from mlops_sdk.identity.s3_policy import ROLE_NAME, role_policy, trust_policy
 from mlops_sdk.local.addresses import LOOPBACK
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.probes import answers_http, ask_ceph_socket, ceph_socket_says
 from mlops_sdk.local.service import Command, Service
-from mlops_sdk.local.site import Site, s3_settings
+from mlops_sdk.local.site import BUCKET, Site, s3_settings
 from mlops_sdk.objects import ObjectStore
 
 _RGW = "client.rgw.a"
@@ -105,6 +106,7 @@ class _Ceph:
         if not _keys_file(self._site).exists():
             keys = {user: self._create_user(user, display) for user, display in _USERS.items()}
             write_private_json(_keys_file(self._site), keys)
+        self._grant_role()
         keys = s3_keys(self._site, "mlops")
         check_s3(s3_settings(self._site, keys.access_key_id, keys.secret_access_key))
 
@@ -141,6 +143,22 @@ class _Ceph:
         made = json.loads(output)["keys"][0]
         return {"access_key_id": made["access_key"], "secret_access_key": made["secret_key"]}
 
+    def _grant_role(self) -> None:
+        """The role that is assumed for each run, with today's rights; what an earlier start began is completed."""
+        trust, rights = trust_policy("arn:aws:iam:::user/mlops"), role_policy(BUCKET)
+        granted = self._root / ".run-role"
+        if granted.exists() and granted.read_text() == trust + rights:
+            return
+        name = f"--role-name={ROLE_NAME}"
+        try:
+            self._run("radosgw-admin", "role", "get", name)
+        except StackError:  # there is none, or the next call fails for the same reason
+            self._run("radosgw-admin", "role", "create", name, f"--assume-role-policy-doc={trust}")
+        else:
+            self._run("radosgw-admin", "role", "modify", name, f"--assume-role-policy-doc={trust}")
+        self._run("radosgw-admin", "role-policy", "put", name, "--policy-name=runs", f"--policy-doc={rights}")
+        write_private(granted, trust + rights)
+
     def _run(self, *argv: str | Path) -> str:
         return self._site.run(list(argv), log=self._log, env=self._env)
 
@@ -154,6 +172,7 @@ class _Ceph:
             "osd_first": ports.osd_first,
             "osd_last": ports.osd_last,
             "endpoints": endpoints,
+            "sts_key": self._site.secrets.rgw_sts,
         }
         self._site.render("ceph.conf", values, self._root / "ceph.conf")
         write_private(self._root / "ceph.env", f"export CEPH_CONF={self._root}/ceph.conf\n")

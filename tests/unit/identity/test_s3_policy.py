@@ -95,6 +95,12 @@ def test_the_role_covers_what_sessions_ask_for_and_nothing_of_the_platforms_own(
         assert not allows(policy, "s3:GetObject", key)
 
 
+def test_a_session_of_the_role_may_not_take_the_role_again():
+    allowed, denied = json.loads(trust_policy("arn:aws:iam:::user/mlops"))["Statement"]
+    assert (allowed["Effect"], allowed["Principal"]["AWS"]) == ("Allow", ["arn:aws:iam:::user/mlops"])
+    assert (denied["Effect"], denied["Principal"]["AWS"]) == ("Deny", ["arn:aws:iam:::role/mlops-run"])
+
+
 def test_policies_hold_no_space_because_rgw_refuses_them():
     texts = (
         trust_policy("arn:aws:iam:::user/mlops"),
