@@ -1,4 +1,4 @@
-"""CloudKitty, where a cloud has it: our prices as its rating rules, and what it has rated by them.
+"""CloudKitty, where a cloud has it: our prices as its rating rules.
 
 CloudKitty multiplies what it collects by prices that its ``hashmap`` module is told. It collects `mlops_node_seconds`
 (from `mlops metrics`) through Prometheus; this module keeps one rule for each class of machine: service
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
-from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.errors import RemoteError
 
@@ -81,18 +79,11 @@ class CloudKitty:
         field_id = self._find("fields", FIELD, "field_id", service_id=service_id) if service_id else ""
         return {name: price for name, (_, price) in self._mappings(field_id).items()} if field_id else {}
 
-    def rated(self, begin: datetime, end: datetime) -> dict[str, float]:
-        """What CloudKitty has rated machines at in this time, by resource class; needs its processor and storage."""
-        params = {"begin": to_iso(begin), "end": to_iso(end), "groupby": FIELD, "filters": f"type:{SERVICE}"}
-        body = self._cloud.request(_RATING, "GET", "/v2/summary", params=params).body
-        columns = [str(column) for column in body.get("columns", [])]
-        rows = [dict(zip(columns, row, strict=True)) for row in body.get("results", [])]
-        return {str(row.get(FIELD, "")): float(row.get("rate") or 0.0) for row in rows}
-
     def _enable(self) -> None:
         module = self._cloud.request(_RATING, "GET", _MODULE).body
         if not module.get("enabled"):
-            self._cloud.request(_RATING, "PUT", _MODULE, body={"enabled": True}, accept=(_FOUND,))
+            body = {"module_id": "hashmap", "enabled": True}
+            self._cloud.request(_RATING, "PUT", _MODULE, body=body, accept=(_FOUND,))
 
     def _service(self) -> str:
         return self._ensure("services", SERVICE, "service_id")

@@ -48,6 +48,8 @@ class FakeRating(Cloud):
 
     def _answer(self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, str]) -> Reply:
         if path == "/v1/rating/modules/hashmap":
+            if method == "PUT" and "module_id" not in body:
+                return Reply(status=400)
             self.enabled = bool(body.get("enabled", self.enabled))
             return Reply(status=302 if method == "PUT" else 200, body={"module_id": "hashmap", "enabled": self.enabled})
         kind, _, ident = path.removeprefix(_HASHMAP).partition("/")
@@ -66,6 +68,8 @@ class FakeRating(Cloud):
         if any(all(item.get(key) == body.get(key) for key in same if key in body) for item in self.items[kind]):
             return Reply(status=409)
         item = {**body, _IDS[kind]: str(uuid.uuid4())}
+        if "cost" in item:
+            item["cost"] = f"{float(item['cost']):.28f}"  # it keeps decimals, through a float
         self.items[kind].append(item)
         return Reply(status=201, body=item)
 
