@@ -20,6 +20,7 @@ import click
 
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, Priority, to_iso
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.cli.advice import advice, workload_options
 from mlops_sdk.client import Client
 from mlops_sdk.run import Lease, Run
 
@@ -49,12 +50,23 @@ def _wanted(command: _Command) -> _Command:
 
 @click.command("quote")
 @_wanted
+@workload_options
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def quote(as_json: bool, **wanted: Any) -> None:
-    """What machines would cost until their deadline, and when they could be had. Asks for nothing."""
+    """What machines would cost until their deadline, and when they could be had. Asks for nothing.
+
+    With --memory also: whether the workload should get whole cards, MIG or vGPUs, and why.
+    """
     client = Client()
-    found = client.quote(_request(client, wanted))
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+    request = _request(client, wanted)
+    found, recommended = client.quote(request), advice(client, request, wanted)
+    if as_json:
+        document = {**found.to_json(), "recommendation": recommended.to_json() if recommended else None}
+        click.echo(json.dumps(document, indent=1))
+        return
+    click.echo(str(found))
+    if recommended is not None:
+        click.echo("\n".join([str(recommended), *(f"note: {text}" for text in recommended.warnings)]))
 
 
 @click.command("acquire", context_settings={"ignore_unknown_options": True})

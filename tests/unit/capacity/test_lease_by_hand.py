@@ -37,6 +37,19 @@ def test_a_quote_asks_for_nothing(cloud):
     assert "2 x gpu.h200.8x: now; 4 free" in mlops("quote", *WANTED).output
 
 
+def test_a_quote_recommends_by_workload_how_to_get_cards(cloud):
+    shown = mlops("quote", *WANTED, "--memory", "16", "--use", "serving", "--copies", "7").output
+    assert "1 x H200 by mig 1g.18gb, 7 a card" in shown
+    assert "not run on hardware" in shown
+    training = json.loads(mlops("quote", *WANTED, "--memory", "100", "--processes", "16", "--json").output)
+    assert training["recommendation"]["method"] == "passthrough"
+    assert training["recommendation"]["cards"] == 16
+    refused = mlops("quote", *WANTED, "--memory", "200")
+    assert refused.exit_code == 1
+    assert "does not fit on one H200" in refused.output
+    assert json.loads(mlops("quote", *WANTED, "--json").output)["recommendation"] is None
+
+
 def test_a_command_runs_while_machines_are_held_and_its_exit_status_is_ours(cloud, tmp_path):
     script = f"""
         echo $MLOPS_NODES > {tmp_path}/nodes
