@@ -21,8 +21,11 @@ import pytest
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
+from mlops_sdk.config import PerRun
 from mlops_sdk.data.versioning import pin
 from mlops_sdk.errors import BundleError, HostKeyMismatch, JobFailed, LeaseLost, NodeFailed
+from mlops_sdk.identity.audit import Audit
+from mlops_sdk.identity.sts import StsTokens
 from mlops_sdk.remote.ssh import run_once
 from mlops_sdk.run import Run
 from mlops_sdk.training.bundle import put_bundle, put_data
@@ -316,6 +319,34 @@ def test_no_secret_lies_where_others_can_read_it(leased: Leased) -> None:
     assert secret not in seen[0]
     assert seen[1].split() == ["600", "700"]
     assert not [line for line in lines if secret in line]
+
+
+@pytest.mark.slow
+def test_a_job_outlives_its_s3_login_and_finds_no_key_of_the_deployment_on_its_machines(leased: Leased) -> None:
+    ours = leased.run.settings.s3
+    short = ours.model_copy(update={"per_run": PerRun.STS, "token_s": 6.0})
+    audit = Audit(leased.run.store, "the tests")
+    site = replace(leased.site, tokens=StsTokens(short, leased.run.key, audit))
+    secret = base64.b64encode(ours.secret_access_key.get_secret_value().encode()).decode()
+    script = (
+        f's=$(echo {secret} | base64 -d); grep -rlF -- "$s" /run /tmp /scratch /etc 2>/dev/null; '
+        f'grep -lF -- "$s" /proc/[0-9]*/environ 2>/dev/null; ls -l /run/mlops/{leased.run.key}'
+    )
+    seen: list[str] = []
+
+    def look(event: JobEvent) -> None:
+        if isinstance(event, StepDone) and event.step == 20:
+            seen.extend(leased.shell(node, script) for node in leased.nodes)
+
+    began = time.monotonic()
+    result = run_job(site, leased.quick(steps=240, max_attempts=1), leased.nodes, on_event=look)
+    assert time.monotonic() - began > 2 * short.token_s
+    assert result.result["total"] == 1.0
+    for listing in seen:
+        files = [line for line in listing.splitlines() if line.startswith("/")]
+        assert files == []
+        assert [line for line in listing.splitlines() if line.startswith("-rw-------") and "s3.json" in line]
+    assert len(seen) == len(leased.nodes)
 
 
 @pytest.fixture
