@@ -166,6 +166,7 @@ def service(s3: S3Settings, token: S3Token, name: str) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_token_ends_by_itself_and_a_client_that_was_given_the_next_one_goes_on(s3):
     short = s3.model_copy(update={"token_s": _LIFE_S})
     key = new_key()
