@@ -16,7 +16,7 @@ from typing import Any
 from mlops_sdk.capacity.cost import node_seconds, price_of
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.quote import Quote
-from mlops_sdk.capacity.records import entries_of
+from mlops_sdk.capacity.records import all_journals, entries_of
 from mlops_sdk.config import MlflowSettings, Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.history import History, read_history
@@ -140,8 +140,10 @@ class Client:
         return replace(quote, turn=turn)
 
     def runs(self) -> list[RunSummary]:
-        """All runs of the deployment, oldest first, from their journals."""
-        summaries = [self.summary(key) for key in self.store.list_folders("runs/")]
+        """All runs of the deployment, oldest first, from their journals; a damaged one is logged and left out."""
+        now = self.services.now()
+        journals = all_journals(self.services)
+        summaries = [_summary(key, read_history(entries), self.settings, now) for key, entries in journals]
         return sorted((s for s in summaries if s.run_id), key=lambda s: (s.started_at is None, str(s.started_at)))
 
     def summary(self, key: str) -> RunSummary:

@@ -5,6 +5,7 @@
     ├── RemoteError                an outside system failed; `retriable` says whether trying again can help
     │   ├── ServiceUnavailable     no answer, a time-out, or a 5xx
     │   └── AccessDenied           a wrong secret, an expired credential, a role that is missing
+    ├── DamagedObject              an object in the bucket is not what its key says
     ├── CapacityError
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
@@ -93,6 +94,10 @@ class ServiceUnavailable(RemoteError):
 
 class AccessDenied(RemoteError):
     """A wrong secret, an expired credential, or a missing role."""
+
+
+class DamagedObject(MlopsError, ValueError):
+    """An object in the bucket is not what its key says. Also a `ValueError`, as what its parser raised."""
 
 
 class CapacityError(MlopsError):

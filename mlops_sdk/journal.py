@@ -18,7 +18,7 @@ from typing import Any
 
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import from_iso, to_iso
-from mlops_sdk.errors import RemoteError, ServiceUnavailable
+from mlops_sdk.errors import DamagedObject, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import ObjectStore, to_json
 
 _ATTEMPTS = 50
@@ -156,18 +156,31 @@ class Journal:
 
         Args:
             known: Entries of this journal by number that need not be read again; an entry never changes.
+
+        Raises:
+            DamagedObject: An object of it is no entry; names the object.
         """
         known = known or {}
         keys = [info.key for info in self._store.list(self._prefix)]
         new = [key for key in keys if self._number(key) not in known]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = [Entry.parse(raw) for raw in pool.map(self._store.get_json, new) if raw is not None]
+            found = [entry for entry in pool.map(self._read, new) if entry is not None]
         return sorted([*known.values(), *found], key=lambda entry: entry.number)
 
     def first(self) -> Entry | None:
         """The entry that opened the run, or None when there is no such run."""
-        raw = self._store.get_json(f"{self._prefix}{1:08d}.json")
-        return None if raw is None else Entry.parse(raw)
+        return self._read(f"{self._prefix}{1:08d}.json")
+
+    def _read(self, key: str) -> Entry | None:
+        raw = self._store.get_json(key)
+        try:
+            return None if raw is None else Entry.parse(raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedObject(
+                f"object {key!r} is no journal entry",
+                seen=f"{type(error).__name__}: {error}",
+                next_step="restore it from its earlier version, or remove it if it was put there by mistake",
+            ) from error
 
     def _last_number(self) -> int:
         last = 0

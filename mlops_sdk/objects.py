@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 
 from mlops_sdk.canonical import to_json
 from mlops_sdk.config import S3Settings
-from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable
+from mlops_sdk.errors import AccessDenied, DamagedObject, RemoteError, ServiceUnavailable
 from mlops_sdk.identity.s3_token import session_from
 
 if TYPE_CHECKING:
@@ -155,9 +155,22 @@ class ObjectStore:
                 raise
 
     def get_json(self, key: str) -> Any | None:
-        """The object parsed as JSON, or None when it is not there."""
+        """The object parsed as JSON, or None when it is not there.
+
+        Raises:
+            DamagedObject: It is no JSON.
+        """
         body = self.get(key)
-        return None if body is None else json.loads(body)
+        if body is None:
+            return None
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise DamagedObject(
+                f"object {key!r} in bucket {self.bucket!r} is no JSON",
+                seen=f"{error}; {len(body)} bytes",
+                next_step="restore it from its earlier version, or remove it if it was put there by mistake",
+            ) from error
 
     def put_json(self, key: str, value: Any) -> str:
         """Store a value as canonical JSON (sorted keys, UTF-8)."""

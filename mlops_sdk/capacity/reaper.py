@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,7 +24,7 @@ from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
 from mlops_sdk.capacity.provider import Provider, Returning
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import Settings
-from mlops_sdk.errors import MlopsError
+from mlops_sdk.errors import DamagedObject, MlopsError
 from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.audit_entry import AuditResult
 from mlops_sdk.identity.credential import Alive, StoredCredential, why_dead
@@ -148,7 +149,7 @@ class Reaper:
                     self._begin(provider, item.held, reason, item.id)
         for part in (self._reap_credentials, self._sweep_rules, self._sweep_fences):
             try:
-                due.extend(part(dry_run))
+                due.extend(part(dry_run, errors))
             except MlopsError as error:
                 errors.append(str(error))
         return due, not_due, errors
@@ -226,7 +227,7 @@ class Reaper:
         half_life_s = self._settings.lease.share_half_life_s
         note_return(self._services.store, evidence, owner=history.owner, since=piece.since, half_life_s=half_life_s)
 
-    def _reap_credentials(self, dry_run: bool) -> list[Due]:
+    def _reap_credentials(self, dry_run: bool, _errors: list[str]) -> list[Due]:
         due: list[Due] = []
         now = self._services.now()
         for stored in list(self._broker.stored()):
@@ -247,13 +248,17 @@ class Reaper:
                 )
         return due
 
-    def _sweep_rules(self, dry_run: bool) -> list[Due]:
+    def _sweep_rules(self, dry_run: bool, errors: list[str]) -> list[Due]:
         """Access rules whose credential is gone (its revoker died in between), of runs with a journal here."""
         due: list[Due] = []
         names = self._broker.names_of_rules()
         for text in sorted(names - {stored.name for stored in self._broker.stored()}):
             name = parse_resource_name(text)
-            if name is None or self._journal(name).first() is None:
+            try:
+                if name is None or self._journal(name).first() is None:
+                    continue
+            except DamagedObject as error:  # of this run alone
+                errors.append(str(error))
                 continue
             due.append(Due(kind="access_rules", resource=text, reason=EndReason.NOT_RENEWED))
             if not dry_run:
@@ -264,10 +269,17 @@ class Reaper:
         marker = stored.marker
         if name is None or marker is None or marker.deployment_id != self._deployment:
             return None
-        alive = Alive.parse(self._store.get_json(f"runs/{name.run_key}/heartbeat.json"))
-        return why_dead(marker, alive, now=now, skew_s=self._skew_s, window_s=self._settings.lease.renew_for_s)
+        return why_dead(
+            marker, self._alive(name), now=now, skew_s=self._skew_s, window_s=self._settings.lease.renew_for_s
+        )
 
-    def _sweep_fences(self, dry_run: bool) -> list[Due]:
+    def _alive(self, name: ResourceName) -> Alive | None:
+        """What the run's last heartbeat says; the next beat of a run that lives replaces one that is damaged."""
+        with suppress(DamagedObject):
+            return Alive.parse(self._store.get_json(f"runs/{name.run_key}/heartbeat.json"))
+        return None
+
+    def _sweep_fences(self, dry_run: bool, _errors: list[str]) -> list[Due]:
         """Claims that outlived their claimant: finish what it began, or remove the claim when nothing is left."""
         due: list[Due] = []
         for claim in list(self._fence.claims()):

@@ -7,6 +7,7 @@ never changes, so what is kept is never wrong; without it, or without the right 
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -15,11 +16,12 @@ from typing import Final
 from mlops_sdk.capacity.cost_lines import Prices
 from mlops_sdk.capacity.spending import RunRecord, read_record
 from mlops_sdk.config import Settings
-from mlops_sdk.errors import RemoteError
+from mlops_sdk.errors import DamagedObject, RemoteError
 from mlops_sdk.journal import Entry, Journal
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.services import Services
 
+_LOG = logging.getLogger(__name__)
 READERS: Final = 4
 _WORTH_KEEPING: Final = 16
 
@@ -35,15 +37,25 @@ def prices_of(settings: Settings) -> Prices:
 
 
 def all_records(services: Services, now: datetime) -> list[RunRecord]:
-    """All runs of the deployment, oldest first. Reads every journal."""
-
-    def record(key: str) -> RunRecord:
-        return one_record(services, key, now)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(record, services.store.list_folders("runs/")))
+    """All runs of the deployment, oldest first. Reads every journal; one that is damaged is logged and left out."""
+    found = [read_record(key, entries, now) for key, entries in all_journals(services)]
     begun = [record for record in found if record.history.run_id]
     return sorted(begun, key=lambda r: (r.history.started_at or now, r.key))
+
+
+def all_journals(services: Services) -> list[tuple[str, list[Entry]]]:
+    """Run keys and their journals; a damaged one is logged and left out, so that it hides no other."""
+
+    def read(key: str) -> tuple[str, list[Entry]] | None:
+        try:
+            return key, entries_of(services, key)
+        except DamagedObject as error:
+            _LOG.warning("run %s is left out: %s", key, error)
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, services.store.list_folders("runs/")))
+    return [journal for journal in found if journal is not None]
 
 
 def one_record(services: Services, key: str, now: datetime) -> RunRecord:

@@ -101,11 +101,12 @@ REFUSED: dict[str, Callable[[ObjectStore, str, str], object]] = {
 }
 
 
-def test_everything_else_in_the_bucket_is_refused(s3, ours):
+def test_everything_else_in_the_bucket_is_refused(s3, ours, request):
     key, other = new_key(), new_key()
     for name in (f"runs/{other}/model/weights", "bundles/code.tar", "bundles/other.tar"):
         ours.put(name, b"there")
     ours.put(f"runs/{key}/journal/00000001.json", b"there")
+    request.addfinalizer(lambda: ours.delete(f"runs/{key}/journal/00000001.json"))  # no journal others could read
     with as_run(s3, key, "bundles/code.tar") as store:
         allowed = [what for what, attempt in REFUSED.items() if not refused(lambda a=attempt: a(store, key, other))]
     assert allowed == []

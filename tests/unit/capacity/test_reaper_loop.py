@@ -59,6 +59,17 @@ def test_it_survives_outages_of_ironic_keystone_and_s3_and_then_does_its_work():
     assert cloud.credentials == {}
 
 
+def test_damaged_objects_of_a_run_keep_it_from_nothing():
+    cloud = FakeCloud()
+    for name in ("one", "two"):
+        dead_run(cloud, name)
+    for key in [key for key in cloud.s3.objects if key.endswith("heartbeat.json") or "/journal/" in key]:
+        cloud.s3.objects[key] = b"damaged"
+    cloud.reaper().run(StopAfter(cloud, 3600))
+    assert cloud.held == {}
+    assert cloud.credentials == {}
+
+
 def test_a_run_that_lives_is_left_alone():
     cloud = FakeCloud()
     deadline = cloud.clock.now() + timedelta(hours=1)

@@ -7,7 +7,7 @@ import pytest
 
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
+from mlops_sdk.errors import DamagedObject, LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.steps import drive
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
@@ -234,6 +234,18 @@ def test_runs_are_listed_with_state_and_cost(cloud):
     assert row.state == "released"
     assert row.node_seconds > 20
     assert row.cost == pytest.approx(row.node_seconds * 0.01)
+
+
+@pytest.mark.parametrize("body", [b"", b"there", b"{}", b"[1]"])
+def test_a_damaged_journal_is_named_and_hides_no_other_run(cloud, caplog, body):
+    client = cloud.client()
+    with client.start_run(name="one", owner="ada"):
+        pass
+    cloud.s3.objects["runs/damaged12345/journal/00000001.json"] = body
+    assert [row.name for row in client.runs()] == ["one"]
+    assert "runs/damaged12345/journal/00000001.json" in caplog.text
+    with pytest.raises(DamagedObject, match=r"runs/damaged12345/journal/00000001\.json.*next:"):
+        client.attach("damaged12345")
 
 
 def test_an_unknown_run_is_an_error_with_a_next_step(cloud):
