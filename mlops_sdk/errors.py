@@ -12,7 +12,8 @@
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
     │   ├── LeasesOverdue          something is held past its time, and nobody has taken it back
     │   ├── BudgetExceeded         the owner's budget has no room for it
-    │   └── CardNotDivisible       an accelerator cannot be divided or used as asked
+    │   ├── CardNotDivisible       an accelerator cannot be divided or used as asked
+    │   └── FlavorRefused          a flavor's extra specs contradict each other, or do not give what was asked
     ├── RemoteCommandError
     │   ├── HostKeyMismatch        the machine at the address is not the machine that was leased
     │   └── JobFailed              the program on the nodes ended with an error; names rank, node and log
@@ -128,6 +129,10 @@ class BudgetExceeded(CapacityError):
 
 class CardNotDivisible(CapacityError):
     """An accelerator cannot be divided or used as asked: it is another model, or has fewer places."""
+
+
+class FlavorRefused(CapacityError):
+    """A flavor's extra specs contradict each other, or do not give what was asked: trying again does not help."""
 
 
 class RemoteCommandError(MlopsError):
