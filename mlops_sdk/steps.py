@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 # Yields seconds to pause, returns a T. What is thrown in at a pause is what interrupted the pause; an interruption that
 # may not clean up (the work goes on in another process) closes the generator.
 Steps: TypeAlias = Generator[float, None, T]
+Pause: TypeAlias = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +68,30 @@ def pauses(longest_s: float) -> Iterator[float]:
     return itertools.chain((longest_s / 8, longest_s / 4, longest_s / 2), itertools.repeat(longest_s))
 
 
-async def adrive(steps: Steps[T], clock: Clock) -> T:
+async def adrive(steps: Steps[T], clock: Clock, pause: Pause | None = None) -> T:
     """Do the work in an event loop; returns its result.
 
     Cancelled, it lets the step that runs end, takes no further one, and leaves what was got as it is: no clean-up of
     the work's own runs. Whoever cancels decides whether to go on elsewhere or to give back.
+
+    Args:
+        steps: The work.
+        clock: Pauses.
+        pause: Pauses instead, given what the work yields; what it raises is raised inside the work.
     """
+    pause = pause or clock.asleep
+    interrupted: Exception | None = None
     try:
         while True:
-            step = asyncio.ensure_future(asyncio.to_thread(_advance, steps))
+            step = asyncio.ensure_future(asyncio.to_thread(_advance, steps, interrupted))
             await settled(step)
-            outcome = step.result()
+            outcome, interrupted = step.result(), None
             if isinstance(outcome, _Done):
                 return outcome.value
-            await clock.asleep(outcome)
+            try:
+                await pause(outcome)
+            except Exception as error:  # noqa: BLE001 - the work itself decides what an interruption means
+                interrupted = error
     except asyncio.CancelledError:
         steps.close()
         raise
@@ -103,9 +114,9 @@ async def settled(task: asyncio.Future[Any]) -> None:
         raise first
 
 
-def _advance(steps: Steps[T]) -> _Done[T] | float:
+def _advance(steps: Steps[T], interrupted: Exception | None = None) -> _Done[T] | float:
     """One step. A result cannot leave a worker thread as StopIteration."""
     try:
-        return next(steps)
+        return next(steps) if interrupted is None else steps.throw(interrupted)
     except StopIteration as done:
         return _Done(done.value)
