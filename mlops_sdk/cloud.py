@@ -1,10 +1,11 @@
-"""The one way to OpenStack's HTTP APIs: log in, send, translate what comes back. Used with Keystone and Ironic."""
+"""The one way to OpenStack's HTTP APIs: log in, send, translate what comes back."""
 
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 30.0
 _SEEN_LENGTH = 300
 _FOUND = 302
+_VERSION = re.compile(r"/v[0-9]+(\.[0-9]+)?(/[0-9a-f]{32})?$")  # Cinder's may end with the project
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Cloud:
         self._attempts = attempts
         self._session: Session | None = None
         self._endpoints: dict[str, str] = {}
-        self._clock: tuple[datetime, float] | None = None
+        self._clocks: dict[str, tuple[datetime, float]] = {}
         self._lock = threading.Lock()
 
     def request(
@@ -56,9 +58,10 @@ class Cloud:
         path: str,
         *,
         body: Any = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         accept: Collection[int] = (),
+        attempts: int = 0,
     ) -> Reply:
         """Send one request to the public endpoint of a service type.
 
@@ -70,6 +73,7 @@ class Cloud:
             params: Query.
             headers: Extra headers (microversion).
             accept: Statuses besides 2xx that the caller understands; every other one is raised.
+            attempts: How often it may be sent, where that is not the login's own number: once, what makes a second one.
 
         Raises:
             AccessDenied: 401 or 403, or the login was refused.
@@ -82,18 +86,18 @@ class Cloud:
                 return self._send(service, method, path, body=body, params=params, headers=headers, accept=accept)
 
         for attempt in stamina.retry_context(
-            on=ServiceUnavailable, attempts=self._attempts, timeout=None, wait_initial=0.2, wait_max=2.0
+            on=ServiceUnavailable, attempts=attempts or self._attempts, timeout=None, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
                 return once()
         raise RuntimeError("stamina ended without a result or an error")  # pragma: no cover - attempts >= 1
 
-    def now(self) -> datetime | None:
-        """The time by Ironic's clock (`Date` of its last reply), advanced by our monotonic clock; None before any.
+    def now(self, service: str = "baremetal") -> datetime | None:
+        """The time by a service's clock (`Date` of its last reply), advanced by our monotonic clock; None before any.
 
         Resolution: one second.
         """
-        clock = self._clock
+        clock = self._clocks.get(service)
         return None if clock is None else clock[0] + timedelta(seconds=monotonic() - clock[1])
 
     def endpoint(self, service: str) -> str:
@@ -106,6 +110,11 @@ class Cloud:
         with _translated("login", self._settings.auth_url):
             return str(self._login().get_user_id())
 
+    def project_id(self) -> str:
+        """Id of the project we are logged in to."""
+        with _translated("login", self._settings.auth_url):
+            return str(self._login().get_project_id())
+
     def _send(
         self,
         service: str,
@@ -113,7 +122,7 @@ class Cloud:
         path: str,
         *,
         body: Any,
-        params: Mapping[str, str] | None,
+        params: Mapping[str, str | Sequence[str]] | None,
         headers: Mapping[str, str] | None,
         accept: Collection[int],
     ) -> Reply:
@@ -128,8 +137,7 @@ class Cloud:
             status_code_retries=0,
             redirect=_FOUND not in accept,  # CloudKitty answers a change with 302 and the path of what was changed
         )
-        if service == "baremetal":
-            self._set_clock(response.headers.get("Date", ""))
+        self._set_clock(service, response.headers.get("Date", ""))
         parsed = _json(response)
         if response.ok or response.status_code in accept:
             return Reply(status=response.status_code, body=parsed)
@@ -147,10 +155,7 @@ class Cloud:
                     seen=f"region {self._settings.region!r} at {self._settings.auth_url!r}",
                     next_step="check keystone.region, and the catalogue with `openstack catalog list`",
                 )
-            root = str(endpoint).rstrip("/")
-            for version in ("/v1", "/v2", "/v3"):
-                root = root.removesuffix(version)
-            self._endpoints[service] = root
+            self._endpoints[service] = _VERSION.sub("", str(endpoint).rstrip("/"))
         return self._endpoints[service]
 
     def _login(self) -> Session:
@@ -159,12 +164,12 @@ class Cloud:
                 self._session = _open_session(self._settings)
             return self._session
 
-    def _set_clock(self, date: str) -> None:
+    def _set_clock(self, service: str, date: str) -> None:
         try:
             moment = parsedate_to_datetime(date)
         except (TypeError, ValueError):
             return
-        self._clock = (moment.astimezone(UTC), monotonic())
+        self._clocks[service] = (moment.astimezone(UTC), monotonic())
 
 
 def _open_session(settings: KeystoneSettings) -> Session:
@@ -241,9 +246,10 @@ def _json(response: Any) -> dict[str, Any]:
 def words_of(body: Mapping[str, Any]) -> str:
     """The service's own words in an error body.
 
-    Ironic nests a fault, as an object or as JSON text, in ``error_message``; Keystone has ``error.message``.
+    Ironic nests a fault, as an object or as JSON text, in ``error_message``; Keystone has ``error.message``; Nova,
+    Cinder and Neutron have one object under the name of the fault, Placement a list of ``errors``.
     """
-    raw: Any = body.get("error_message") or body.get("error") or ""
+    raw: Any = body.get("error_message") or body.get("error") or _only(body)
     if isinstance(raw, str) and raw.startswith("{"):
         try:
             raw = json.loads(raw)
@@ -251,5 +257,13 @@ def words_of(body: Mapping[str, Any]) -> str:
             return str(raw)
     if isinstance(raw, dict):
         fault = cast("dict[str, Any]", raw)
-        return str(fault.get("faultstring") or fault.get("message") or fault)
+        return str(fault.get("faultstring") or fault.get("message") or fault.get("detail") or fault)
     return str(raw)
+
+
+def _only(body: Mapping[str, Any]) -> Any:
+    values = list(body.values())
+    only: Any = values[0] if len(values) == 1 else ""
+    if isinstance(only, list):
+        only = cast("list[Any]", only)[0] if only else ""
+    return only if isinstance(only, dict) else ""
