@@ -10,6 +10,7 @@
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
+    │   ├── ImpossibleEvent        a journal tells of something that cannot happen to a lease in its state
     │   ├── LeasesOverdue          something is held past its time, and nobody has taken it back
     │   ├── BudgetExceeded         the owner's budget has no room for it
     │   ├── CardNotDivisible       an accelerator cannot be divided or used as asked
@@ -115,6 +116,10 @@ class NodeFailed(CapacityError):
 
 class LeaseLost(CapacityError):
     """The lease ended, or the name belongs to somebody else."""
+
+
+class ImpossibleEvent(CapacityError):
+    """A run's journal tells of something that cannot happen to a lease in its state."""
 
 
 class LeasesOverdue(CapacityError):

@@ -9,7 +9,9 @@ from typing import Any
 
 from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, LeaseState, from_iso, priority_of, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, from_iso, priority_of, to_iso
+from mlops_sdk.capacity.lifecycle import OVER, LeaseEvent, LeaseState, advance
+from mlops_sdk.errors import ImpossibleEvent
 from mlops_sdk.journal import Entry, EntryKind
 
 
@@ -28,31 +30,35 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class Generation:
-    """One generation of a run's lease, as journalled."""
+    """One generation of a run's lease, as journalled.
+
+    Attributes:
+        number: Of the generation.
+        state: Where its lease stands.
+        request: What was asked for; with its latest deadline.
+        credential: Name of its application credential; "" before there was one.
+        credential_revoked: Whether that is gone.
+        pieces: Its machines, by the name under which each was leased.
+        impossible: What its journal tells that cannot be, in words; the state is the one before that.
+    """
 
     number: int
+    state: LeaseState = LeaseState.NEW
     request: LeaseRequest | None = None
-    leased: bool = False
-    releasing: bool = False
-    released: bool = False
     credential: str = ""
     credential_revoked: bool = False
     pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
+    impossible: list[str] = field(default_factory=list[str])
 
     @property
-    def state(self) -> LeaseState | None:
-        """Where the lease stands; None before anything was asked for."""
-        if self.request is None:
-            return None
-        given_back = bool(self.pieces) and all(p.evidence is not None for p in self.pieces.values())
-        if self.released or (given_back and self.credential_revoked):
-            return LeaseState.RELEASED
-        if self.releasing or given_back:
-            return LeaseState.RELEASING
-        if self.leased:
-            return LeaseState.ACTIVE
-        deploying = any(piece.deployed for piece in self.pieces.values())
-        return LeaseState.DEPLOYING if deploying else LeaseState.REQUESTED
+    def over(self) -> bool:
+        """Whether it can only be given back, or was."""
+        return self.state in OVER
+
+    @property
+    def returned(self) -> bool:
+        """Whether the return of every machine that it ever had was written down."""
+        return bool(self.pieces) and all(piece.evidence is not None for piece in self.pieces.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +99,7 @@ class History:
     def lasting(self) -> LeaseRequest | None:
         """What the latest generation asked for, while nobody has begun to give it back."""
         latest = self.latest
-        if latest is None or latest.state in {LeaseState.RELEASING, LeaseState.RELEASED}:
+        if latest is None or latest.over:
             return None
         return latest.request
 
@@ -110,8 +116,7 @@ class History:
         latest = self.latest
         if latest is None:
             return max(stored, 1)
-        ending = latest.state in {LeaseState.RELEASING, LeaseState.RELEASED}
-        return max(stored, latest.number + 1 if ending else latest.number)
+        return max(stored, latest.number + 1 if latest.over else latest.number)
 
 
 def read_history(entries: Iterable[Entry]) -> History:
@@ -160,21 +165,41 @@ def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
     )
 
 
+_EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
+    ("lease", EntryKind.INTENT): LeaseEvent.ASKED,
+    ("lease.queue", EntryKind.EVENT): LeaseEvent.QUEUED,
+    ("allocation.create", EntryKind.INTENT): LeaseEvent.BEGUN,
+    ("lease", EntryKind.OUTCOME): LeaseEvent.LEASED,
+    ("release", EntryKind.INTENT): LeaseEvent.GIVING_BACK,
+    ("release", EntryKind.OUTCOME): LeaseEvent.RETURNED,
+}
+"""Entries that tell of an event by themselves."""
+
+
 def _apply(generation: Generation, entry: Entry) -> None:
     data = entry.data
     if entry.action == "lease" and entry.kind is EntryKind.INTENT:
         generation.request = generation.request or request_from_json(data["request"])
-    elif entry.action == "lease" and entry.kind is EntryKind.OUTCOME:
-        generation.leased = True
-    elif entry.action == "release":
-        generation.releasing = True
-        generation.released = generation.released or entry.kind is EntryKind.OUTCOME
     elif entry.action == "credential.create":
         generation.credential = entry.resource
     elif entry.action == "credential.revoke":
         generation.credential_revoked = generation.credential_revoked or entry.kind is EntryKind.OUTCOME
     elif entry.action in {"allocation.create", "machine.deploy", "allocation.delete", "machine.released"}:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
+    _happen(generation, _EVENTS.get((entry.action, entry.kind)), entry)
+    if generation.returned:
+        _happen(generation, None if generation.over else LeaseEvent.TAKEN, entry)
+        _happen(generation, LeaseEvent.RETURNED if generation.credential_revoked else None, entry)
+
+
+def _happen(generation: Generation, event: LeaseEvent | None, entry: Entry) -> None:
+    if event is None:
+        return
+    words = f"entry {entry.number}: {entry.kind.value} {entry.action!r} by {entry.writer}"
+    try:
+        generation.state = advance(generation.state, event, raw=words)
+    except ImpossibleEvent as error:  # the machines are there all the same, and have to be given back
+        generation.impossible.append(f"{error.what} ({error.seen})")
 
 
 def _apply_piece(piece: Piece, entry: Entry) -> None:

@@ -10,18 +10,20 @@ from functools import partial
 from mlops_sdk.boundaries import Boundaries
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest, to_iso
+from mlops_sdk.capacity.lease import LeaseRequest, to_iso
+from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
+from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import Generation, Piece, read_history
 from mlops_sdk.identity.credential import CredentialRequest, RunCredential
-from mlops_sdk.journal import Journal, note_evidence
+from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import resource_name, run_key
 from mlops_sdk.services import Services
 from mlops_sdk.steps import Steps
@@ -68,7 +70,7 @@ class Holding:
             if self._grant is None:
                 raise
             # S3 is down while we give back: what this process knows is enough
-            found = Generation(number=self.number, request=self._grant.request)
+            found = Generation(number=self.number, state=LeaseState.PENDING, request=self._grant.request)
             for name in self._grant.names:
                 found.pieces[name] = Piece(name=name, deployed=True)
         return found or Generation(number=self.number)
@@ -120,8 +122,13 @@ class Holding:
         """Wait in the queue, unless part of this lease is there already; the grant with what is left of the time."""
         if any(provider.inspect(Held(name=name)).standing is Standing.HELD for name in grant.names):
             return grant
-        left = yield from self._line(grant).wait_turn(grant)
+        left = yield from self._line(grant).wait_turn(grant, on_wait=self._note_waiting)
         return replace(grant, request=replace(grant.request, wait_s=left))
+
+    def _note_waiting(self, turn: Turn) -> None:
+        self._journal.append(
+            EntryKind.EVENT, "lease.queue", generation=self.number, position=turn.position, why=turn.words()
+        )
 
     def _line(self, grant: Grant) -> Line:
         return self._services.line(grant.request.provider)

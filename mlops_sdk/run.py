@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Self
 
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest, LeaseState, to_iso
+from mlops_sdk.capacity.lease import LeaseRequest, to_iso
+from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.reservations import reserve
-from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity
+from mlops_sdk.errors import ImpossibleEvent, LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json
 from mlops_sdk.holding import Holding, known
@@ -226,7 +227,7 @@ class Run:
         if generation.state is not LeaseState.ACTIVE:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} holds no machines",
-                seen=generation.state.value if generation.state else "nothing was asked for",
+                seen=generation.state.value,
                 next_step="lease machines first, or open the next generation",
             )
         return (yield from self._acquiring(known(generation.request)))
@@ -325,7 +326,7 @@ class Run:
         if error is None:
             self.release()
             return
-        reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.FINISHED
+        reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.WORK_FAILED
         with _keeping(error):
             self.release(EndReason.NODE_FAILED if isinstance(error, LeaseLost) else reason)
 
@@ -353,7 +354,13 @@ class Run:
     def _agree(self, request: LeaseRequest | None) -> LeaseRequest:
         """The request of this generation: the journalled one if there is one."""
         generation = self._holds.state()
-        if generation.state in {LeaseState.RELEASING, LeaseState.RELEASED} or self._given_back:
+        if generation.impossible:
+            raise ImpossibleEvent(
+                f"the journal of run {self.key!r}, generation {self.generation}, contradicts itself",
+                seen="; ".join(generation.impossible),
+                next_step="give back what it holds (`mlops lease release`), and open the next generation",
+            )
+        if generation.over or self._given_back:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} was given back",
                 next_step="call run.next_generation() to lease again",

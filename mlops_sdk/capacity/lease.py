@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from mlops_sdk.capacity.lifecycle import EndReason
 from mlops_sdk.names import parse_resource_name, run_key
 
 MARKER = "mlops"
@@ -76,37 +77,6 @@ class LeaseRequest:
         traits = f" with traits {', '.join(self.traits)}" if self.traits else ""
         whose = "" if self.provider == DEFAULT_PROVIDER else f" of {self.provider}"
         return f"{self.nodes} x {self.resource_class}{traits}{whose}"
-
-
-class LeaseState(enum.Enum):
-    """Where a lease stands; `history.Generation.state` reads it from the journal."""
-
-    REQUESTED = "requested"
-    DEPLOYING = "deploying"
-    ACTIVE = "active"
-    RELEASING = "releasing"
-    RELEASED = "released"
-
-
-class EndReason(enum.Enum):
-    """Why a lease ended."""
-
-    FINISHED = "finished"
-    CANCELLED = "cancelled"
-    NO_CAPACITY = "no_capacity"
-    NODE_FAILED = "node_failed"
-    DEADLINE = "deadline"
-    NOT_RENEWED = "not_renewed"
-
-
-END_TEXT: Mapping[EndReason, str] = {
-    EndReason.FINISHED: "the run gave the machines back",
-    EndReason.CANCELLED: "the run was cancelled",
-    EndReason.NO_CAPACITY: "not enough machines became free within the stated waiting time",
-    EndReason.NODE_FAILED: "a machine did not come up, or went away",
-    EndReason.DEADLINE: "the lease reached its deadline",
-    EndReason.NOT_RENEWED: "nobody renewed the lease: its run died",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

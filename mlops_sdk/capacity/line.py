@@ -8,7 +8,7 @@ to the same answer, so nobody has to run a server. A ticket that nobody renews s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -47,10 +47,14 @@ class Line:
         self._settings = settings
         self._clock = clock
 
-    def wait_turn(self, grant: Grant) -> Steps[float]:
+    def wait_turn(self, grant: Grant, *, on_wait: Callable[[Turn], None] = lambda _: None) -> Steps[float]:
         """Wait until this lease may ask for its machines; the seconds that are left of its waiting time.
 
         Closed at a pause, it leaves its ticket: who goes on elsewhere keeps the place.
+
+        Args:
+            grant: For whom.
+            on_wait: Called once, when others turn out to be before it.
 
         Raises:
             NoCapacity: the waiting time is over; the ticket is gone.
@@ -58,6 +62,7 @@ class Line:
         end = self._clock.monotonic() + grant.request.wait_s
         pause = pauses(self._settings.poll_s)
         asked_at = self._asked_at(grant)
+        told = False
         while True:
             mine = self._put(grant, asked_at)
             turn = next((turn for turn in self.turns() if turn.ticket.lease == mine.lease), None)
@@ -71,6 +76,9 @@ class Line:
                     seen=turn.words(),
                     next_step="ask for fewer machines, wait longer (wait_s), or see who holds them: `mlops lease list`",
                 )
+            if not told:
+                told = True
+                on_wait(turn)
             yield min(max(next(pause), 0.01), left)
 
     def leave(self, grant: Grant) -> None:

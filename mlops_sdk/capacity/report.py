@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops_sdk.canonical import to_json
-from mlops_sdk.capacity.lease import END_TEXT, to_iso
+from mlops_sdk.capacity.lease import to_iso
+from mlops_sdk.capacity.lifecycle import END_TEXT
 from mlops_sdk.capacity.owned import Owned
 from mlops_sdk.capacity.reaper import Due, Reaper
 from mlops_sdk.client import Client, RunSummary

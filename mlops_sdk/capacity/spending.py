@@ -14,7 +14,7 @@ from typing import Final
 
 from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.cost_lines import Hold, Rollout, Spending, Stored, Work
-from mlops_sdk.capacity.lease import LeaseState, from_iso
+from mlops_sdk.capacity.lease import from_iso
 from mlops_sdk.checkpoint.manifest import Manifest
 from mlops_sdk.history import History, Piece, read_history
 from mlops_sdk.journal import Entry, EntryKind
@@ -56,7 +56,7 @@ class RunRecord:
                 end=max(now, generation.request.deadline),
             )
             for generation in self.history.generations.values()
-            if generation.request is not None and generation.state not in {LeaseState.RELEASING, LeaseState.RELEASED}
+            if generation.request is not None and not generation.over
             for index in range(generation.request.nodes)
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
+from mlops_sdk.capacity.lifecycle import as_markdown
 from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
@@ -16,6 +18,9 @@ from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.cli.hold import acquire, quote, release
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
+
+_BEGIN: Final = "<!-- what follows is written by `mlops lease states --into` -->"
+_END: Final = "<!-- end of what is written -->"
 
 
 @click.group()
@@ -63,6 +68,24 @@ def report(days: float, as_json: bool) -> None:
     found = report_leases(Client(), days=days)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else found.words())
     found.check()
+
+
+@lease.command("states")
+@click.option("--into", type=click.Path(path_type=Path, exists=True), help="put it into its place in this page instead")
+def states(into: Path | None) -> None:
+    """The life of a lease: diagram, states and reasons to end, as Markdown."""
+    text = as_markdown()
+    if into is None:
+        click.echo(text)
+        return
+    before, begin, rest = into.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise MlopsError(
+            f"page {str(into)!r} has no place for the states of a lease",
+            next_step=f"write the lines {_BEGIN!r} and {_END!r} where they belong",
+        )
+    into.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 @lease.command("clean")

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from mlops_sdk.capacity.lease import END_TEXT
+from mlops_sdk.capacity.lifecycle import END_TEXT
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.config import Settings
 

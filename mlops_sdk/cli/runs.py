@@ -10,6 +10,7 @@ import click
 
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client, RunSummary
+from mlops_sdk.history import read_history
 from mlops_sdk.journal import Entry
 from mlops_sdk.proof import Proof
 
@@ -63,6 +64,8 @@ def show_run(run: str, as_json: bool) -> None:
 
 
 def _show(summary: RunSummary, entries: list[Entry], proof: Proof, currency: str) -> None:
+    history = read_history(entries)
+    impossible = [text for generation in history.generations.values() for text in generation.impossible]
     print_columns(_SUMMARY, [_summary_row(summary, currency)])
     click.echo()
     print_columns(
@@ -74,6 +77,8 @@ def _show(summary: RunSummary, entries: list[Entry], proof: Proof, currency: str
         ("given back", "kind", "resource", "evidence"),
         [("yes" if i.returned else "NO", i.kind.value, i.resource, i.evidence) for i in proof.items],
     )
+    for text in impossible:
+        click.echo(f"the journal contradicts itself: {text}")
     click.echo("everything was given back" if proof.complete else "NOT everything was given back")
 
 

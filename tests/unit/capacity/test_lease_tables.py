@@ -7,7 +7,6 @@ import pytest
 
 from mlops_sdk.capacity.evidence import Outcome, judge_outcome
 from mlops_sdk.capacity.lease import (
-    END_TEXT,
     MARKER,
     Allocation,
     EndReason,
@@ -57,10 +56,6 @@ def marker(**changes: object) -> Marker:
         "renewed_until": NOW + timedelta(seconds=20),
     }
     return Marker(**{**values, **changes})
-
-
-def test_every_reason_has_its_words():
-    assert set(END_TEXT) == set(EndReason)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ async def test_cancelled_at_any_pause_it_leaves_what_it_got_and_another_process_
         await adrive(run.leasing(request(cloud)), gone)
     run.close()
     before = set(cloud.held.values())
-    assert run.history().generations[1].releasing is False
+    assert not run.history().generations[1].over
 
     other = cloud.client().start_run("nightly")
     lease = await adrive(other.leasing(request(cloud)), cloud.clock)

@@ -30,6 +30,27 @@ def nothing_is_left(cloud: FakeCloud) -> bool:
     return not cloud.held and not cloud.credentials and not left
 
 
+def test_the_state_of_a_lease_that_waits_and_then_gets_its_machines(cloud):
+    def state(run) -> str:
+        return run.history().generations[1].state.value
+
+    with cloud.client().start_run(name="first") as first, cloud.client().start_run(name="second") as second:
+        first.lease(request(cloud, nodes=4))
+        waiting = second.leasing(request(cloud, nodes=1, wait_s=600))
+        seen = [state(first)]
+        for _ in range(3):
+            cloud.clock.sleep(next(waiting))
+        seen.append(state(second))
+        assert len([entry for entry in second.journal.entries() if entry.action == "lease.queue"]) == 1
+        first.release()
+        while state(second) == "waiting":
+            cloud.clock.sleep(next(waiting))
+        seen.append(state(second))
+        drive(waiting, cloud.clock)
+        seen.append(state(second))
+    assert [*seen, state(second)] == ["active", "waiting", "pending", "active", "released"]
+
+
 def test_who_waited_longer_gets_what_becomes_free(cloud):
     with cloud.client().start_run(name="first") as first:
         first.lease(request(cloud, nodes=4))
