@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,10 +41,18 @@ class Cloud:
     Args:
         settings: Where Keystone is and who we are.
         attempts: How often a call that got no answer, or a 5xx, is sent. Callers only send what may be sent twice.
+        connect: Makes the session; `mlops_sdk.testing.http_cloud` has one that needs no network.
     """
 
-    def __init__(self, settings: KeystoneSettings, *, attempts: int = 3) -> None:
+    def __init__(
+        self,
+        settings: KeystoneSettings,
+        *,
+        attempts: int = 3,
+        connect: Callable[[KeystoneSettings], Session] | None = None,
+    ) -> None:
         self._settings = settings
+        self._connect = connect or open_session
         self._attempts = attempts
         self._session: Session | None = None
         self._endpoints: dict[str, str] = {}
@@ -141,7 +149,7 @@ class Cloud:
         parsed = _json(response)
         if response.ok or response.status_code in accept:
             return Reply(status=response.status_code, body=parsed)
-        raise _error_for(response.status_code, f"{service} {method} {path}", words_of(parsed) or str(response.text))
+        raise error_for(response.status_code, f"{service} {method} {path}", words_of(parsed) or str(response.text))
 
     def _root(self, service: str) -> str:
         """The endpoint without its version suffix: paths name the version themselves, nothing has to be discovered."""
@@ -161,7 +169,7 @@ class Cloud:
     def _login(self) -> Session:
         with self._lock:
             if self._session is None:
-                self._session = _open_session(self._settings)
+                self._session = self._connect(self._settings)
             return self._session
 
     def _set_clock(self, service: str, date: str) -> None:
@@ -172,7 +180,8 @@ class Cloud:
         self._clocks[service] = (moment.astimezone(UTC), monotonic())
 
 
-def _open_session(settings: KeystoneSettings) -> Session:
+def open_session(settings: KeystoneSettings) -> Session:
+    """A session of this login, which nothing was sent through yet."""
     from keystoneauth1.identity import v3  # noqa: PLC0415 - import time that only cloud calls need
     from keystoneauth1.session import Session as KeystoneSession  # noqa: PLC0415 - as above
 
@@ -222,7 +231,8 @@ def _translated(action: str, auth_url: str) -> Generator[None]:
         ) from error
 
 
-def _error_for(status: int, action: str, words: str) -> RemoteError:
+def error_for(status: int, action: str, words: str) -> RemoteError:
+    """The exception that a status stands for, with the service's own words."""
     seen = f"{status} {words[:_SEEN_LENGTH]}"
     if status in {401, 403}:
         return AccessDenied(
