@@ -7,10 +7,12 @@ own login before it acts, so an old or a wrong snapshot costs a look and never a
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, Self, runtime_checkable
+
+from mlops_sdk.steps import Steps, T
 
 
 class Phase(enum.Enum):
@@ -195,3 +197,30 @@ class Watched(float):
     keys: frozenset[str]
     at_most_s: float
     quiet: frozenset[Phase]
+
+
+def watched(
+    steps: Steps[T],
+    *,
+    provider: str,
+    keys: Callable[[], Iterable[str]],
+    at_most_s: float,
+    quiet: Collection[Phase] = ON_THE_WAY,
+) -> Steps[T]:
+    """The same work, each of whose pauses is `Watched`, with what `keys` says then. One that is already stays."""
+    try:
+        pause = next(steps)
+        while True:
+            if not isinstance(pause, Watched):
+                pause = Watched(pause, provider=provider, keys=keys(), at_most_s=at_most_s, quiet=quiet)
+            try:
+                yield pause
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - the work itself decides what an interruption means
+                pause = steps.throw(error)
+            else:
+                pause = next(steps)
+    except StopIteration as done:
+        return done.value

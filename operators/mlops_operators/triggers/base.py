@@ -15,6 +15,7 @@ from mlops_operators.triggers.keeping import Caretaker, Progress, caretaker, pro
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.run import Run
+from mlops_sdk.steps import Steps, T, adrive
 
 
 class MlopsTrigger(BaseTrigger):
@@ -68,10 +69,17 @@ class MlopsTrigger(BaseTrigger):
     async def client(self) -> Client:
         """The deployment: one client of this process, its leases renewed by the keeper of this process."""
         names = (self.openstack_conn_id, self.s3_conn_id, self.mlflow_conn_id)
-        clients = self.caretaker.clients
-        client = await DeploymentHook(*names).aclient(keeper=self.caretaker.keeper, earlier=clients.get(names))
-        clients[names] = client
-        return client
+        keeper = self.caretaker.keeper
+
+        async def make(earlier: Client | None) -> Client:
+            return await DeploymentHook(*names).aclient(keeper=keeper, earlier=earlier)
+
+        return await self.caretaker.client(names, make)
+
+    async def drive(self, steps: Steps[T], client: Client) -> T:
+        """`steps.adrive` of this deployment; what waits for a cloud shares one poller with all other triggers."""
+        services = client.services
+        return await adrive(steps, services.clock, self.caretaker.pollers.pause(services))
 
     @property
     def caretaker(self) -> Caretaker:

@@ -10,7 +10,6 @@ from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, 
 from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.run import Run
-from mlops_sdk.steps import adrive
 
 
 class ProvisionTrigger(MlopsTrigger):
@@ -99,7 +98,7 @@ class ProvisionTrigger(MlopsTrigger):
         try:
             self._adopts = await self.blocking(self._was_asked_for_before, run)
             request = self.request(await self.blocking(client.services.now))
-            lease = await adrive(run.leasing_in(self.generation, request), client.services.clock)
+            lease = await self.drive(run.leasing_in(self.generation, request), client)
             provider = client.services.provider(request.provider)
             link = await self.blocking(provider.address_of, lease.nodes[0].id)
         except BaseException:
@@ -131,7 +130,7 @@ class ProvisionTrigger(MlopsTrigger):
         client = await self.client()
         run = self._run or await self.blocking(client.find, self.run_name)
         if run is not None and await self.blocking(self._is_mine, run):
-            await adrive(run.releasing(EndReason.CANCELLED), client.services.clock)
+            await self.drive(run.releasing(EndReason.CANCELLED), client)
 
     def _was_asked_for_before(self, run: Run) -> bool:
         """Whether another than the task that made this trigger has asked for the lease: an earlier try."""
@@ -161,7 +160,7 @@ class ReleaseTrigger(MlopsTrigger):
         if run is None:
             return {"run": "", "machines": {}}
         self.caretaker.take_over(run.key)
-        await adrive(run.releasing(), client.services.clock)
+        await self.drive(run.releasing(), client)
         return await self.blocking(returned, run)
 
 

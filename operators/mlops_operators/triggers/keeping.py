@@ -11,16 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.keeper import LoopKeeper
+from mlops_sdk.pollers import Pollers
 from mlops_sdk.run import Run
 
 _LOG = logging.getLogger(__name__)
 _LOOKS_PER_RENEWAL = 8
 _UNANSWERED = 6
+_KNOWN_FOR_S = (
+    10.0  # a connection that somebody changes is noticed after so long; ten thousand triggers may start at once
+)
 # A task that waits for its next try or poke is no work: of a paused DAG it would wait until the lease's deadline.
 _WORKING = frozenset({"queued", "running", "deferred", "restarting", "awaiting_input"})
 _ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
@@ -47,6 +52,16 @@ def progress_of(states: Collection[str | None]) -> Progress:
 
 
 Look = Callable[[], Awaitable[Progress]]
+Connections = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class _Known:
+    """A client, and when its connections were last asked for."""
+
+    client: Client | None = None
+    asked_at: float = 0.0
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Caretaker:
@@ -55,15 +70,25 @@ class Caretaker:
     Attributes:
         loop: Which.
         keeper: Calls the heartbeats of all its runs.
-        clients: Of each deployment, by its three connections.
+        pollers: Look for all triggers that wait for one cloud.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.keeper = LoopKeeper(loop)
         self.loop = loop
-        self.clients: dict[tuple[str, str, str], Client] = {}
+        self.pollers = Pollers()
+        self._clients: dict[Connections, _Known] = {}
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Future[None]] = set()
+
+    async def client(self, connections: Connections, make: Callable[[Client | None], Awaitable[Client]]) -> Client:
+        """The one client of these connections. `make` asks Airflow for them, at most once in a few seconds."""
+        known = self._clients.setdefault(connections, _Known())
+        async with known.asking:
+            if known.client is None or self.loop.time() - known.asked_at > _KNOWN_FOR_S:
+                known.client = await make(known.client)
+                known.asked_at = self.loop.time()
+            return known.client
 
     @property
     def kept(self) -> frozenset[str]:

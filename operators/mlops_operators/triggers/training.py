@@ -11,7 +11,6 @@ from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.client import Client
 from mlops_sdk.errors import LeaseLost, ServiceUnavailable
 from mlops_sdk.run import Lease, Run
-from mlops_sdk.steps import adrive
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import arun_job
 from mlops_sdk.training.site import Site
@@ -61,7 +60,7 @@ class TrainTrigger(MlopsTrigger):
             on=ServiceUnavailable, attempts=None, timeout=run.settings.lease.renew_for_s, wait_initial=0.5, wait_max=5.0
         ):
             with trying:
-                return await adrive(run.adopting(), client.services.clock)
+                return await self.drive(run.adopting(), client)
         raise RuntimeError("stamina ended without a result or an error")
 
     def _tell(self, event: JobEvent) -> None:
