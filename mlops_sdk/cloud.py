@@ -113,6 +113,11 @@ class Cloud:
         with _translated(f"finding {service}", self._settings.auth_url):
             return self._root(service)
 
+    def has(self, service: str) -> bool:
+        """Whether the catalogue has a public endpoint of this service type."""
+        with _translated(f"finding {service}", self._settings.auth_url):
+            return bool(self._find(service))
+
     def user_id(self) -> str:
         """Id of the user we are logged in as."""
         with _translated("login", self._settings.auth_url):
@@ -154,17 +159,21 @@ class Cloud:
     def _root(self, service: str) -> str:
         """The endpoint without its version suffix: paths name the version themselves, nothing has to be discovered."""
         if service not in self._endpoints:
-            endpoint = self._login().get_endpoint(
-                service_type=service, interface="public", region_name=self._settings.region, skip_discovery=True
-            )
+            endpoint = self._find(service)
             if not endpoint:
                 raise RemoteError(
                     f"the cloud's catalogue has no public endpoint of service type {service!r}",
                     seen=f"region {self._settings.region!r} at {self._settings.auth_url!r}",
                     next_step="check keystone.region, and the catalogue with `openstack catalog list`",
                 )
-            self._endpoints[service] = _VERSION.sub("", str(endpoint).rstrip("/"))
+            self._endpoints[service] = _VERSION.sub("", endpoint.rstrip("/"))
         return self._endpoints[service]
+
+    def _find(self, service: str) -> str:
+        found = self._login().get_endpoint(
+            service_type=service, interface="public", region_name=self._settings.region, skip_discovery=True
+        )
+        return str(found or "")
 
     def _login(self) -> Session:
         with self._lock:
