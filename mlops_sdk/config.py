@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from mlops_sdk.capacity.flavors import Delivery, Expected
 from mlops_sdk.errors import SettingsError
 from mlops_sdk.invalid import wrong_fields
 from mlops_sdk.layered import LayeredSettings, read_toml
@@ -113,6 +114,38 @@ class StaticHost(_Group):
     gateway: str = ""
 
 
+class NovaFlavor(_Group):
+    """What a flavor is meant to give; checked before a server is asked for. What is left out is not checked."""
+
+    delivery: Delivery | None = None
+    accelerators: int = Field(default=0, ge=0)
+    card: str = ""
+    numa_affinity: str = ""
+    numa_nodes: int = Field(default=0, ge=0)
+    pinned: bool = False
+
+    @property
+    def expected(self) -> Expected:
+        """As the check takes it."""
+        return Expected(**self.model_dump())
+
+
+class NovaSettings(_Group):
+    """Servers of Nova as machines. The class of a machine is its flavor; `flavors`: those that may be asked for."""
+
+    networks: tuple[str, ...] = Field(min_length=1, description="names or ids; we log in through the first")
+    image: str = Field(min_length=1, description="name or id; cloud-init and an SSH daemon in it")
+    user: str = Field(default="root", description="root, or the image's own user")
+    availability_zone: str = ""
+    security_groups: tuple[str, ...] = ()
+    gateway: str = Field(default="", description="one of static_gateways, where servers are reached through it")
+    root_volume_gib: int = Field(default=0, ge=0, description="boot from a volume of this size instead of a local disk")
+    data_volume_gib: int = Field(default=0, ge=0, description="an empty volume besides")
+    volume_type: str = ""
+    most_servers: int = Field(default=16, gt=0, description="of a flavor, where the cloud does not say how many fit")
+    flavors: dict[str, NovaFlavor] = Field(default_factory=dict[str, NovaFlavor])
+
+
 class LeaseSettings(_Group):
     """How long things are held. All in seconds."""
 
@@ -166,6 +199,7 @@ class Settings(LayeredSettings):
     keystone: KeystoneSettings
     mlflow: MlflowSettings
     lease: LeaseSettings = LeaseSettings()
+    nova: NovaSettings | None = None
     static_hosts: tuple[StaticHost, ...] = ()
     static_gateways: tuple[StaticGateway, ...] = ()
     static_key: SecretStr = Field(default=SecretStr(""), description="logs in to the static hosts; or its file:")
@@ -180,10 +214,11 @@ class Settings(LayeredSettings):
         names = [host.name for host in self.static_hosts]
         if len(set(names)) < len(names):
             raise ValueError("two static_hosts have one name")
-        unknown = {host.gateway for host in self.static_hosts} - {"", *(found.name for found in self.static_gateways)}
+        used = {host.gateway for host in self.static_hosts} | {self.nova.gateway if self.nova else ""}
+        unknown = used - {"", *(found.name for found in self.static_gateways)}
         if unknown:
             raise ValueError(
-                f"static_hosts name gateways that are not in static_gateways: {', '.join(sorted(unknown))}"
+                f"static_hosts or nova name gateways that are not in static_gateways: {', '.join(sorted(unknown))}"
             )
         if names and not (self.static_key.get_secret_value() or self.static_key_file):
             raise ValueError("static_hosts need static_key or static_key_file")
