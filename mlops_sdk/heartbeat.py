@@ -15,6 +15,7 @@ from mlops_sdk.errors import MlopsError, RemoteError
 from mlops_sdk.keeper import Keeper, Stop
 from mlops_sdk.objects import ObjectStore
 
+HEARTBEAT = "heartbeat.json"  # below the prefix of its run
 _BEATS_PER_RENEWAL = 4
 
 
@@ -47,7 +48,7 @@ class RunHeartbeat:
         self.renewed = 0
         self.error: MlopsError | None = None
         self._store = store
-        self._key = f"{prefix}/heartbeat.json"
+        self._key = f"{prefix}/{HEARTBEAT}"
         self._settings = settings
         self._now = now
         self._clock = clock
@@ -129,15 +130,20 @@ class RunHeartbeat:
             return
         if provider is not None:
             self.renewed = provider.renew(grant)
-        body = {
-            "run_id": str(grant.run_id),
-            "generation": grant.generation,
-            "deadline": to_iso(grant.request.deadline),
-            "renewed_until": to_iso(now + timedelta(seconds=self._settings.renew_for_s)),
-        }
+        body = heartbeat_of(grant, renewed_until=now + timedelta(seconds=self._settings.renew_for_s))
         try:
             self._store.put_json(self._key, body)
         except RemoteError:
             if provider is None:
                 raise
         self._last = self._clock.monotonic()
+
+
+def heartbeat_of(grant: Grant, *, renewed_until: datetime) -> dict[str, object]:
+    """What a run writes down with each renewal: the reaper leaves its credential alone until then."""
+    return {
+        "run_id": str(grant.run_id),
+        "generation": grant.generation,
+        "deadline": to_iso(grant.request.deadline),
+        "renewed_until": to_iso(renewed_until),
+    }

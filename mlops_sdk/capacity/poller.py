@@ -113,6 +113,20 @@ class Poller:
         finally:
             self._leave(waiter)
 
+    async def ready(self, names: Collection[str], *, at_most_s: float) -> Snapshot | None:
+        """Wait while these are on their way; what shows all of them ready, or None: somebody has to look."""
+        end = self._clock.monotonic() + at_most_s
+        waiting, since = frozenset(names), None
+        while (left := end - self._clock.monotonic()) > 0:
+            snapshot = await self.called(waiting, at_most_s=left, quiet={Phase.COMING}, since=since)
+            phases = {snapshot.of(name).phase for name in names} if snapshot is not None else set[Phase]()
+            if snapshot is None or not phases <= {Phase.COMING, Phase.READY}:
+                return None
+            waiting, since = frozenset(n for n in names if snapshot.of(n).phase is Phase.COMING), snapshot.asked_at
+            if not waiting:
+                return snapshot
+        return None
+
     def _join(self, waiter: Waiter, *, until: float) -> asyncio.Future[Snapshot | None]:
         answer: asyncio.Future[Snapshot | None] = asyncio.get_running_loop().create_future()
         self._waiters.join(waiter)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, to_iso
+from mlops_sdk.capacity.provider import Grant
+from mlops_sdk.client import Client
 from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
 from mlops_sdk.journal import EntryKind
+from mlops_sdk.names import run_id_for
 from mlops_sdk.run import Run
 
 
@@ -94,6 +97,7 @@ class ProvisionTrigger(MlopsTrigger):
     async def work(self) -> dict[str, Any]:
         """Lease; the machines by name."""
         client = await self.client()
+        await self._while_on_their_way(client)
         run = self._run = await self.blocking(client.start_run, self.run_name)
         try:
             self._adopts = await self.blocking(self._was_asked_for_before, run)
@@ -114,6 +118,27 @@ class ProvisionTrigger(MlopsTrigger):
             "quote": self.quote,
             "link": link,
         }
+
+    async def _while_on_their_way(self, client: Client) -> None:
+        """Wait as one of many while nothing has to be done for machines that the task has asked for, renewed together.
+
+        Takes no journal, credential or thread of its own; whatever else than "on its way" is seen is for `leasing_in`.
+        """
+        services, pollers = client.services, self.caretaker.pollers
+        poller = pollers.of(services, self.provider)
+        if poller is None:
+            return
+        grant = Grant(
+            run_id=run_id_for(client.settings.deployment_id, self.run_name),
+            deployment_id=client.settings.deployment_id,
+            generation=self.generation,
+            owner="",
+            request=self.request(datetime.now(UTC)),  # its times are not used: what was asked for carries them
+            broker_key=client.settings.broker_key,
+        )
+        with pollers.keeping(services, grant):
+            # half of the time that machines have to come up: the rest is for what happens when they do not
+            await poller.ready(grant.names, at_most_s=client.settings.lease.deploy_timeout_s / 2)
 
     def failed(self, error: MlopsError) -> dict[str, Any]:
         """The event of a failure; says whether it was about machines of an earlier try, or those that the task got.
