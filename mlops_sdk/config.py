@@ -154,6 +154,7 @@ class LeaseSettings(_Group):
     clock_skew_s: float = Field(default=2.0, ge=0)
     reaper_period_s: float = Field(default=10.0, gt=0)
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
+    reclean_tries: int = Field(default=3, ge=0, description="then a machine that cannot be cleaned leaves the pool")
     clean_timeout_s: float = Field(default=7200.0, gt=0)
     ssh_timeout_s: float = Field(default=120.0, gt=0, description="from node active to the first SSH answer")
     poll_s: float = Field(default=2.0, gt=0)

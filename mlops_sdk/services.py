@@ -71,7 +71,7 @@ class Services:
         name: str,
         *,
         login: KeystoneSettings | None = None,
-        by: Literal["run", "reaper"] = "run",
+        by: Literal["run", "reaper", "person"] = "run",
         fence: Fence | None = None,
         boundary: Boundary = no_boundary,
     ) -> Provider:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlops_sdk.capacity.lease import Machine, Marker
+from mlops_sdk.capacity.lease import Marker
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.identity.ssh_keys import SshKey
 
 

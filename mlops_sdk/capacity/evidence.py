@@ -5,20 +5,44 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from mlops_sdk.capacity.lease import EndReason, Machine, ReleaseStep, release_step
+from mlops_sdk.capacity.lease import EndReason
 
 
 class Outcome(enum.Enum):
     """How a machine was given back."""
 
-    CLEANED = "cleaned"  # torn down, cleaned by Ironic, back in the pool
+    CLEANED = "cleaned"  # torn down, cleaned, its disks erased, back in the pool
     NEVER_DEPLOYED = "never_deployed"  # allocated only; nothing of ours ever ran on it
     NOT_CLEAN = "not_clean"  # cleaning or tear-down failed: it stays out of the pool until an operator looks
-    UNPROVEN = "unproven"  # back in the pool, but no cleaning of it was seen or recorded
+    UNPROVEN = "unproven"  # back in the pool, but no cleaning that erased its disks is on record
     PENDING = "pending"  # not given back yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaning:
+    """A cleaning that ended well, as the provider recorded it.
+
+    Attributes:
+        finished_at: When, by the provider's clock.
+        steps: What was done, in its words and order.
+    """
+
+    finished_at: datetime
+    steps: tuple[str, ...]
+
+    @property
+    def erased(self) -> bool:
+        """Whether disks were erased: a step whose name says so (Ironic: ``erase_devices``, ``erase_...``) was run.
+
+        Example:
+            >>> from datetime import UTC
+            >>> Cleaning(finished_at=datetime(2026, 1, 1, tzinfo=UTC), steps=("update_firmware",)).erased
+            False
+        """
+        return any(step.rpartition(".")[2].startswith("erase") for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +57,8 @@ class NodeEvidence:
         provision_state: The machine's last state seen.
         power_state: The machine's last power state seen.
         cleaned_at: When cleaning finished, ISO UTC ("" when unknown).
+        steps: What that cleaning did, in the provider's words: empty when it is not known.
+        recleans: How often cleaning was started again after it had failed.
         last_error: Ironic's words when something went wrong.
         released_by: ``run`` or ``reaper``.
         reason: Why the lease ended.
@@ -53,6 +79,8 @@ class NodeEvidence:
     last_error: str = ""
     started_at: str = ""
     finished_at: str = ""
+    steps: tuple[str, ...] = ()
+    recleans: int = 0
 
     @property
     def clean(self) -> bool:
@@ -65,13 +93,21 @@ class NodeEvidence:
             **{name: getattr(self, name) for name in _EVIDENCE_TEXT},
             "outcome": self.outcome.value,
             "reason": self.reason.value,
+            "steps": list(self.steps),
+            "recleans": self.recleans,
         }
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> NodeEvidence:
         """From the journal."""
         texts = {name: str(data.get(name, "")) for name in _EVIDENCE_TEXT}
-        return cls(outcome=Outcome(data["outcome"]), reason=EndReason(data["reason"]), **texts)
+        return cls(
+            outcome=Outcome(data["outcome"]),
+            reason=EndReason(data["reason"]),
+            steps=tuple(str(step) for step in data.get("steps", ())),
+            recleans=int(data.get("recleans", 0)),
+            **texts,
+        )
 
 
 _EVIDENCE_TEXT = (
@@ -87,25 +123,3 @@ _EVIDENCE_TEXT = (
     "started_at",
     "finished_at",
 )
-
-
-def judge_outcome(
-    machine: Machine | None, *, deployed: bool, saw_cleaning: bool, started_at: datetime, skew_s: float
-) -> Outcome:
-    """How a machine ended that our allocation has left.
-
-    Clean means: Ironic was seen cleaning it and it is out of that state again, or its own record of a finished cleaning
-    is younger than the start of the release.
-    """
-    if machine is None:
-        return Outcome.UNPROVEN if deployed else Outcome.NEVER_DEPLOYED
-    step = release_step(None, machine)
-    if step is ReleaseStep.NOT_CLEAN or (machine.maintenance and not machine.allocation_id):
-        return Outcome.NOT_CLEAN
-    if step is not ReleaseStep.DONE:
-        return Outcome.PENDING
-    if not deployed:
-        return Outcome.NEVER_DEPLOYED
-    cleaned_at = machine.cleaned_at
-    recorded = cleaned_at is not None and cleaned_at >= started_at - timedelta(seconds=skew_s)
-    return Outcome.CLEANED if recorded or saw_cleaning else Outcome.UNPROVEN

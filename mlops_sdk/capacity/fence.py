@@ -56,17 +56,19 @@ class Fence:
         self._token = uuid.uuid4().hex
 
     def claim(self, resource_id: str, **details: Any) -> Claim | None:
-        """Claim a resource, take over an expired claim, or extend our own. None: somebody else is at work on it."""
-        body = self._body(details)
+        """Claim a resource, take over an expired claim, or extend our own. None: somebody else is at work on it.
+
+        What an earlier claim says besides stays in it: how far its claimant came.
+        """
         key = PREFIX + resource_id
-        if self._store.put_if_absent(key, body):
+        if self._store.put_if_absent(key, self._body(details)):
             return self.read(resource_id)
         found = self.read(resource_id)
         if found is None:  # released in between: the next round sees what became of the resource
             return None
         if found.token != self._token and found.live(self._now()):
             return None
-        etag = self._store.put_if_match(key, body, found.etag)
+        etag = self._store.put_if_match(key, self._body({**found.details, **details}), found.etag)
         return None if etag is None else self.read(resource_id)
 
     def holds(self, claim: Claim) -> bool:

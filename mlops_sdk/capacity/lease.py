@@ -1,7 +1,7 @@
-"""What a lease is and what happens to it next: states, reasons, the marker, and the tables that decide. Pure.
+"""What a lease is: its request, states, reasons to end, and the marker that each piece of it carries. Pure.
 
-A lease is one Ironic allocation per machine, named after the run. Everything that decides lives here as data in, data
-out; `providers/ironic.py` looks, asks these tables, and acts.
+What a provider shows of its pieces, and what is done next about one, is in a pure module of that provider
+(`providers/ironic_states.py`, `providers/static_claim.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -81,7 +81,7 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """What an allocation of ours carries in ``extra["mlops"]``: whose it is and how long it may be held."""
+    """What a piece of a lease carries (Ironic: in its allocation's ``extra``): whose it is, how long it may be held."""
 
     run_id: str
     deployment_id: str
@@ -131,174 +131,6 @@ class Marker:
             )
         except (KeyError, ValueError, TypeError):
             return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allocation:
-    """An Ironic allocation as observed."""
-
-    id: str
-    name: str
-    state: str
-    node_id: str = ""
-    last_error: str = ""
-    created_at: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def marker(self) -> Marker | None:
-        """Our marker, if it carries one."""
-        return Marker.parse(self.extra)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """An Ironic node as observed."""
-
-    id: str
-    name: str
-    provision_state: str
-    power_state: str = ""
-    maintenance: bool = False
-    fault: str = ""
-    last_error: str = ""
-    allocation_id: str = ""
-    owner: str = ""
-    resource_class: str = ""
-    traits: tuple[str, ...] = ()
-    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def cleaned_at(self) -> datetime | None:
-        """When the machine's own cleaning last finished, as its deploy interface recorded it; None if it never did."""
-        record = self.extra.get("cleaned")
-        if not isinstance(record, Mapping):
-            return None
-        try:
-            return from_iso(str(cast("Mapping[str, Any]", record)["finished_at"]))
-        except (KeyError, ValueError):
-            return None
-
-
-class Step(enum.Enum):
-    """What to do next about one machine of a lease that is being acquired."""
-
-    CREATE = "create"  # no allocation of this name: ask for one
-    WAIT = "wait"
-    DEPLOY = "deploy"
-    ADOPT = "adopt"
-    ASK_AGAIN = "ask_again"  # the allocation failed for want of a machine: delete it, and ask again while time is left
-    NEXT_GENERATION = "next_generation"  # it failed; this generation never deploys a machine twice
-    UNKNOWN = "unknown"  # not in the table: an error after a few polls, with the raw value shown
-
-
-_ALLOCATION_STEP: Mapping[str, Step] = {
-    "allocating": Step.WAIT,
-    "error": Step.ASK_AGAIN,
-}
-
-# Provision state of the machine behind an active allocation.
-_PROVISION_STEP: Mapping[str, Step] = {
-    "available": Step.DEPLOY,
-    "deploying": Step.WAIT,
-    "wait call-back": Step.WAIT,
-    "deploy hold": Step.WAIT,
-    "active": Step.ADOPT,
-    "deploy failed": Step.NEXT_GENERATION,
-    "error": Step.NEXT_GENERATION,
-    "deleting": Step.NEXT_GENERATION,
-    "cleaning": Step.NEXT_GENERATION,
-    "clean wait": Step.NEXT_GENERATION,
-    "clean failed": Step.NEXT_GENERATION,
-    "rescue": Step.NEXT_GENERATION,
-    "rescuing": Step.NEXT_GENERATION,
-    "manageable": Step.NEXT_GENERATION,
-}
-
-
-def acquire_step(allocation: Allocation | None, machine: Machine | None) -> Step:
-    """The next step towards an active machine, from what Ironic shows.
-
-    A machine in maintenance or with a fault is never adopted or deployed: it failed, whatever its provision state.
-    """
-    if allocation is None:
-        return Step.CREATE
-    if allocation.state != "active":
-        return _ALLOCATION_STEP.get(allocation.state, Step.UNKNOWN)
-    if machine is None:
-        return Step.UNKNOWN
-    if machine.maintenance or machine.fault:
-        return Step.NEXT_GENERATION
-    return _PROVISION_STEP.get(machine.provision_state, Step.UNKNOWN)
-
-
-class ReleaseStep(enum.Enum):
-    """What to do next about one machine that is being given back."""
-
-    TEAR_DOWN = "tear_down"  # ask Ironic for `deleted`
-    DROP = "drop"  # never deployed: delete the allocation
-    WAIT = "wait"
-    DONE = "done"  # allocation absent, machine at rest and clean
-    NOT_CLEAN = "not_clean"  # allocation absent, machine out of the pool
-    UNKNOWN = "unknown"
-
-
-# Provision state of the machine while our allocation is still there.
-_HELD_STEP: Mapping[str, ReleaseStep] = {
-    "available": ReleaseStep.DROP,
-    "manageable": ReleaseStep.DROP,
-    "enroll": ReleaseStep.DROP,
-    "clean failed": ReleaseStep.DROP,
-    "active": ReleaseStep.TEAR_DOWN,
-    "deploy failed": ReleaseStep.TEAR_DOWN,
-    "wait call-back": ReleaseStep.TEAR_DOWN,
-    "deploy hold": ReleaseStep.TEAR_DOWN,
-    "error": ReleaseStep.TEAR_DOWN,
-    "rescue": ReleaseStep.TEAR_DOWN,
-    "rescue failed": ReleaseStep.TEAR_DOWN,
-    "unrescue failed": ReleaseStep.TEAR_DOWN,
-    "deploying": ReleaseStep.WAIT,
-    "deleting": ReleaseStep.WAIT,
-    "cleaning": ReleaseStep.WAIT,
-    "clean wait": ReleaseStep.WAIT,
-    "rescuing": ReleaseStep.WAIT,
-    "rescue wait": ReleaseStep.WAIT,
-    "unrescuing": ReleaseStep.WAIT,
-}
-
-# Provision state of the machine once our allocation is gone. `error`: Ironic drops the allocation even when the
-# tear-down failed; the machine can be given to nobody else, and asking for `deleted` again is how it gets out.
-_LEFT_STEP: Mapping[str, ReleaseStep] = {
-    "available": ReleaseStep.DONE,
-    "manageable": ReleaseStep.NOT_CLEAN,
-    "enroll": ReleaseStep.NOT_CLEAN,
-    "clean failed": ReleaseStep.NOT_CLEAN,
-    "clean hold": ReleaseStep.NOT_CLEAN,
-    "error": ReleaseStep.TEAR_DOWN,
-    "deleting": ReleaseStep.WAIT,
-    "cleaning": ReleaseStep.WAIT,
-    "clean wait": ReleaseStep.WAIT,
-    # somebody else's already: it went through `available` while we did not look
-    "active": ReleaseStep.DONE,
-    "deploying": ReleaseStep.DONE,
-    "wait call-back": ReleaseStep.DONE,
-    "deploy hold": ReleaseStep.DONE,
-    "deploy failed": ReleaseStep.DONE,
-}
-
-
-def release_step(allocation: Allocation | None, machine: Machine | None) -> ReleaseStep:
-    """The next step towards a machine given back, from what Ironic shows."""
-    if allocation is not None:
-        if machine is None or machine.allocation_id != allocation.id:
-            return ReleaseStep.DROP
-        return _HELD_STEP.get(machine.provision_state, ReleaseStep.UNKNOWN)
-    if machine is None:
-        return ReleaseStep.DONE
-    if machine.allocation_id:
-        return ReleaseStep.DONE
-    return _LEFT_STEP.get(machine.provision_state, ReleaseStep.UNKNOWN)
 
 
 def priority_of(stored: Any) -> Priority:

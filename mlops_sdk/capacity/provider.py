@@ -46,7 +46,7 @@ class Party:
     settings: Settings
     fence: Fence
     clock: Clock
-    by: Literal["run", "reaper"] = "run"
+    by: Literal["run", "reaper", "person"] = "run"
     boundary: Boundary = no_boundary
 
 

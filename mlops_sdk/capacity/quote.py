@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine, to_iso
+from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.queue import Turn
 
 
@@ -81,30 +81,6 @@ class Supply:
     waiting: int = 0
 
 
-def quote(
-    request: LeaseRequest,
-    *,
-    machines: Iterable[Machine],
-    allocations: Iterable[Allocation],
-    prices: Mapping[str, float],
-    currency: str,
-    now: datetime,
-) -> Quote:
-    """Count what Ironic shows and price the time until the deadline."""
-    suitable = [
-        m for m in machines if m.resource_class == request.resource_class and set(request.traits) <= set(m.traits)
-    ]
-    busy = [m for m in suitable if m.allocation_id or m.provision_state in _IN_USE]
-    free = [m for m in suitable if is_free(m)]
-    supply = Supply(
-        free=len(free),
-        busy=len(busy),
-        out_of_service=len(suitable) - len(busy) - len(free),
-        waiting=sum(allocation.state in {"allocating", "error"} for allocation in allocations),
-    )
-    return priced(request, supply, prices=prices, currency=currency, now=now)
-
-
 def priced(
     request: LeaseRequest, supply: Supply, *, prices: Mapping[str, float], currency: str, now: datetime
 ) -> Quote:
@@ -121,21 +97,3 @@ def priced(
         total=request.nodes * seconds * price,
         currency=currency,
     )
-
-
-def is_free(machine: Machine) -> bool:
-    """Whether Ironic could allocate this machine now."""
-    return (
-        machine.provision_state == "available"
-        and not machine.allocation_id
-        and not machine.maintenance
-        and bool(machine.power_state)  # Ironic's allocator skips machines whose power state it does not know
-    )
-
-
-def is_in_use(machine: Machine) -> bool:
-    """Whether somebody has this machine, or had it and it is being cleaned: it comes back by itself."""
-    return not machine.maintenance and (bool(machine.allocation_id) or machine.provision_state in _IN_USE)
-
-
-_IN_USE = {"active", "deploying", "wait call-back", "deploy failed", "deleting", "cleaning", "clean wait", "error"}

@@ -10,6 +10,8 @@ import click
 
 from mlops_sdk.capacity.lifecycle import as_markdown
 from mlops_sdk.capacity.owned import PoolMachine
+from mlops_sdk.capacity.providers.ironic import NAME as IRONIC
+from mlops_sdk.capacity.providers.ironic import IronicLeases
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.queue import Turn
@@ -89,13 +91,16 @@ def states(into: Path | None) -> None:
 
 
 @lease.command("clean")
-@click.argument("host")
-def clean(host: str) -> None:
-    """Try again to clean a static HOST that is out of the pool, and put it back."""
-    provider = Client().services.provider(STATIC)
-    if not isinstance(provider, StaticHosts):
-        raise MlopsError(f"the provider {provider.name!r} has no hosts that can be cleaned from here")
-    click.echo(f"{host}: {provider.clean(host)}")
+@click.argument("machine")
+@click.option("--provider", type=click.Choice([IRONIC, STATIC]), default=None, help="whose it is, if two have the name")
+def clean(machine: str, provider: str | None) -> None:
+    """Try again to clean a MACHINE that is out of the pool, and put it back."""
+    services = Client().services
+    hosts = {host.name for host in services.settings.static_hosts}
+    chosen = services.provider(provider or (STATIC if machine in hosts else IRONIC), by="person")
+    if not isinstance(chosen, StaticHosts | IronicLeases):
+        raise MlopsError(f"the provider {chosen.name!r} has no machines that can be cleaned from here")
+    click.echo(f"{machine}: {chosen.clean(machine)}")
 
 
 def _row(machine: PoolMachine) -> dict[str, str]:

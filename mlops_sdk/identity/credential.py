@@ -291,6 +291,7 @@ def run_access_rules(run_id: uuid.UUID, generation: int) -> tuple[AccessRule, ..
         ("DELETE", own),
         ("GET", "/v1/nodes"),
         ("GET", "/v1/nodes/*"),
+        ("GET", "/v1/nodes/*/history"),
         ("PUT", "/v1/nodes/*/states/provision"),
     )
     return tuple(AccessRule(service="baremetal", method=method, path=path) for method, path in calls)

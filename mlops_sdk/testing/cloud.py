@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
+from mlops_sdk.capacity.lease import MARKER, Marker, to_iso
 from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
+from mlops_sdk.capacity.providers.ironic_history import HistoryEntry
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.reaper import Reaper
@@ -56,6 +58,7 @@ class FakeMachine:
     shown: Machine
     fails: set[str] = field(default_factory=set[str])
     next: _Change | None = None
+    history: list[HistoryEntry] = field(default_factory=list[HistoryEntry])
 
 
 class FakeCloud:
@@ -152,6 +155,17 @@ class FakeCloud:
         machine.shown = replace(machine.shown, provision_state=to)
         machine.next = _Change(at=self.clock.monotonic() + after_s, state=then)
 
+    def clean(self, machine: FakeMachine) -> None:
+        """Start the cleaning of a machine: three seconds."""
+        steps = [{"step": "erase_devices", "interface": "deploy", "priority": 10}]
+        self._record(machine, "automated_cleaning_start", f"Starting automated cleaning with steps={steps}")
+        self.change(machine, to="cleaning", after_s=3, then="clean failed" if "clean" in machine.fails else "clean")
+        machine.shown = replace(machine.shown, power_state="power off")
+
+    def _record(self, machine: FakeMachine, kind: str, words: str, *, error: bool = False) -> None:
+        """Into the machine's history, in the real one's words."""
+        machine.history.insert(0, HistoryEntry(at=self.clock.now(), kind=kind, words=words, error=error))
+
     def _allocate(self, name: str) -> None:
         allocation = self.allocations.get(name)
         if allocation is None:
@@ -182,14 +196,20 @@ class FakeCloud:
             if "tear_down" in machine.fails:
                 machine.shown = replace(machine.shown, provision_state="error", last_error="Failed to tear down: stuck")
                 return
-            self.change(machine, to="cleaning", after_s=3, then="clean failed" if "clean" in machine.fails else "clean")
-            machine.shown = replace(machine.shown, power_state="power off")
+            self.clean(machine)
         elif state == "clean":
-            extra = {**machine.shown.extra, "cleaned": {"finished_at": to_iso(self.clock.now()), "steps": ["erase"]}}
-            machine.shown = replace(machine.shown, provision_state="available", extra=extra, last_error="")
+            self._record(machine, "automated_cleaning_end", "Automated Cleaning completed successfully with steps=[]")
+            machine.shown = replace(machine.shown, provision_state="available", last_error="")
         elif state == "clean failed":
+            words = "Automated Cleaning aborted at step 'erase_devices' with steps=[]"
+            self._record(machine, "automated_cleaning_end", words, error=True)
             machine.shown = replace(
-                machine.shown, provision_state=state, maintenance=True, fault="clean failure", last_error="disk stuck"
+                machine.shown,
+                provision_state=state,
+                maintenance=True,
+                maintenance_reason=machine.shown.maintenance_reason or "disk stuck",
+                fault="clean failure",
+                last_error="disk stuck",
             )
         elif state == "deploy failed":
             machine.shown = replace(machine.shown, provision_state=state, last_error="machine did not boot")
@@ -279,8 +299,9 @@ class FakeBaremetal(BaremetalApi):
             found = self._cloud.machines.get(node_id)
             return found.shown if found else None
 
-    def list_machines(self) -> Iterator[Machine]:
-        """All."""
+    def list_machines(self, *, brief: bool = False) -> Iterator[Machine]:
+        """All, always in full."""
+        del brief
         with self._call("list_machines"):
             return iter([machine.shown for machine in self._cloud.machines.values() if machine.shown.owner == "ours"])
 
@@ -307,9 +328,47 @@ class FakeBaremetal(BaremetalApi):
             self._cloud.config_drives.pop(node_id, None)
             self._cloud.change(machine, to="deleting", after_s=1, then="deleted")
 
+    def abort(self, node_id: str) -> None:
+        """At once."""
+        with self._call("abort"):
+            machine = self._in(node_id, "wait call-back", "clean wait", "clean hold", "deploy hold")
+            cleaning = machine.shown.provision_state.startswith("clean")
+            self._cloud.change(machine, to="aborting", after_s=0, then="clean failed" if cleaning else "deploy failed")
+
+    def manage(self, node_id: str) -> None:
+        """At once."""
+        with self._call("manage"):
+            machine = self._in(node_id, "clean failed", "available")
+            machine.shown = replace(machine.shown, provision_state="manageable")
+
+    def provide(self, node_id: str) -> None:
+        """Cleans for three seconds."""
+        with self._call("provide"):
+            machine = self._in(node_id, "manageable")
+            machine.shown = replace(machine.shown, maintenance=False, maintenance_reason="", fault="")
+            self._cloud.clean(machine)
+
+    def put_out(self, node_id: str, reason: str) -> None:
+        """At once."""
+        with self._call("put_out"):
+            machine = self._cloud.machines[node_id]
+            machine.shown = replace(machine.shown, maintenance=True, maintenance_reason=reason)
+
+    def history(self, node_id: str) -> Sequence[HistoryEntry]:
+        """Newest first."""
+        with self._call("history"):
+            return tuple(self._cloud.machines[node_id].history)
+
     def address_of(self, node_id: str) -> str:
         """Nowhere."""
         return f"http://ironic.invalid/v1/nodes/{node_id}"
+
+    def _in(self, node_id: str, *states: str) -> FakeMachine:
+        """The machine, which is in one of these states."""
+        machine = self._cloud.machines[node_id]
+        if machine.shown.provision_state not in states:
+            raise NotYet(f"400 The requested action can not be performed while {machine.shown.provision_state}")
+        return machine
 
     def _call(self, name: str) -> _Call:
         return _Call(self._cloud, name, self._login)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from mlops_sdk.capacity.lease import Allocation, Machine, Marker
+from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers import ironic_api
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.identity import credential
 from mlops_sdk.identity.credential import CredentialApi, CredentialMarker, run_access_rules
 from mlops_sdk.names import resource_name

@@ -9,18 +9,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from mlops_sdk.capacity import quote as pricing
-from mlops_sdk.capacity.evidence import NodeEvidence, judge_outcome
-from mlops_sdk.capacity.lease import Allocation, EndReason, LeaseRequest, Machine, belongs
+from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
 from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
 from mlops_sdk.capacity.providers.ironic_acquire import Acquisition
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.providers.ironic_history import last_cleaning
 from mlops_sdk.capacity.providers.ironic_release import Release
+from mlops_sdk.capacity.providers.ironic_sights import sights_of
+from mlops_sdk.capacity.providers.ironic_states import is_unfinished, judge_outcome, why_not_by_hand
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, is_in_use, supply_of, words_of
+from mlops_sdk.capacity.watching import Phase, Sight, watched
+from mlops_sdk.errors import MlopsError
 from mlops_sdk.names import run_key
-from mlops_sdk.steps import Steps
+from mlops_sdk.steps import Steps, drive
 
 NAME = "ironic"
+_OWN_LOOKS = 150  # polls: how often a release looks though a shared poller sees it on its way; a stuck machine is ended
 
 
 class IronicLeases(Provider):
@@ -47,11 +54,10 @@ class IronicLeases(Provider):
 
     def quote(self, request: LeaseRequest) -> pricing.Quote:
         """See `Provider.quote`."""
-        machines = list(self._api.list_machines())
-        return pricing.quote(
+        supply = supply_of(request, machines=self._api.list_machines(), allocations=self._api.list_allocations())
+        return pricing.priced(
             request,
-            machines=machines,
-            allocations=self._api.list_allocations(),
+            supply,
             prices=self._party.settings.node_seconds_price,
             currency=self._party.settings.currency,
             now=self._api.now(),
@@ -78,7 +84,7 @@ class IronicLeases(Provider):
         return self._acquisition(grant).begin(deployed)
 
     def inspect(self, held: Held) -> Seen:
-        """See `Provider.inspect`. A machine in `error` without allocation is one whose tear-down failed."""
+        """See `Provider.inspect`. Unfinished is a machine whose tear-down or cleaning failed, or still goes on."""
         allocation = self._api.get_allocation(held.allocation_id or held.name)
         machine = self._api.get_machine(held.node_id) if held.node_id else None
         words = "Ironic knows no allocation of this name"
@@ -86,19 +92,21 @@ class IronicLeases(Provider):
         if allocation is not None:
             words = f"state {allocation.state!r}, machine {allocation.node_id or 'none'}"
             standing = Standing.HELD
-        elif machine is not None and machine.provision_state == "error" and not machine.allocation_id:
+        elif machine is not None and is_unfinished(machine):
             standing = Standing.UNFINISHED
         if not held.node_id:
             return Seen(standing=standing, words=words)
+        cleaning = last_cleaning(machine, self._api.history(machine.id)) if machine is not None else None
         outcome = judge_outcome(
             machine,
             deployed=held.deployed,
-            saw_cleaning=False,
+            cleaning=cleaning,
             started_at=held.since or self._api.now(),
             skew_s=self._settings.clock_skew_s,
         )
-        state = machine.provision_state if machine else "not visible"
-        cleaned = f", cleaned {machine.cleaned_at:%Y-%m-%dT%H:%M:%S}Z" if machine and machine.cleaned_at else ""
+        state = words_of(machine) if machine else "not visible"
+        steps = f" ({', '.join(cleaning.steps)})" if cleaning and cleaning.steps else ""
+        cleaned = f", cleaned {cleaning.finished_at:%Y-%m-%dT%H:%M:%S}Z{steps}" if cleaning else ""
         return Seen(standing=standing, words=words, outcome=outcome, machine_words=f"{state}{cleaned}")
 
     def renew(self, grant: Grant) -> int:
@@ -114,17 +122,7 @@ class IronicLeases(Provider):
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
         """See `Provider.returning`."""
-        return Release(
-            self._api,
-            self._party.fence,
-            held,
-            reason=reason,
-            entitled=entitled,
-            run_key=run_key,
-            by=self._party.by,
-            skew_s=self._settings.clock_skew_s,
-            boundary=self._party.boundary,
-        )
+        return Release(self._api, self._party, held, reason=reason, entitled=entitled, run_key=run_key)
 
     def release(
         self,
@@ -136,8 +134,42 @@ class IronicLeases(Provider):
     ) -> Steps[tuple[NodeEvidence, ...]]:
         """See `Provider.release`."""
         key = run_key(grant.run_id)
-        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in held]
-        return release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=on_evidence)
+        pieces = {item.name: item for item in held}
+        todo = dict(pieces)
+
+        def note(evidence: NodeEvidence) -> None:
+            todo.pop(evidence.resource, None)
+            on_evidence(evidence)
+
+        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in pieces.values()]
+        return watched(
+            release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=note),
+            provider=NAME,
+            keys=lambda: (key for item in todo.values() for key in (item.name, item.node_id) if key),
+            at_most_s=_OWN_LOOKS * self._settings.poll_s,
+            # the allocation goes while its machine is cleaned; one whose machine we do not know is looked for
+            quiet={Phase.GOING, Phase.ABSENT} if all(item.node_id for item in pieces.values()) else {Phase.GOING},
+        )
+
+    def clean(self, name: str) -> str:
+        """Try once more to clean a machine that is out of the pool; says what came of it.
+
+        Raises:
+            MlopsError: there is no such machine, it is in use, or a person took it out of the pool.
+        """
+        machine = next((found for found in self._api.list_machines() if name in {found.name, found.id}), None)
+        if machine is None:
+            raise MlopsError(f"Ironic shows no machine {name!r} to this project", next_step="see `mlops lease list`")
+        if (why := why_not_by_hand(machine)) is not None:
+            raise MlopsError(f"machine {name!r} is left as it is: {why}", seen=words_of(machine))
+        # the id of the machine stands for that of an allocation, of which there is none
+        held = Held(name=machine.name, allocation_id=machine.id, node_id=machine.id, deployed=True)
+        returning = self.returning(held, reason=EndReason.FINISHED, entitled=lambda _name, _marker: False, run_key="")
+        steps = release_all([returning], settings=self._settings, clock=self._party.clock, on_evidence=lambda _: None)
+        (evidence,) = drive(steps, self._party.clock)
+        if evidence.clean:
+            return f"clean, back in the pool ({', '.join(evidence.steps)})"
+        return f"{evidence.outcome.value}, out of the pool: {evidence.last_error}"
 
     def list_owned(self) -> Iterator[Owned]:
         """See `Provider.list_owned`."""
@@ -155,6 +187,11 @@ class IronicLeases(Provider):
                 created_at=allocation.created_at,
                 node_id=allocation.node_id,
             )
+
+    def sights(self) -> dict[str, Sight]:
+        """See `Watchable.sights`."""
+        allocations = list(self._api.list_allocations())
+        return sights_of(allocations, self._api.list_machines(brief=True))
 
     def _renewed_until(self) -> datetime:
         return self._api.now() + timedelta(seconds=self._settings.renew_for_s)
@@ -174,12 +211,12 @@ def _pool_machine(machine: Machine, allocation: Allocation | None, deployment: s
         id=machine.id,
         name=machine.name,
         resource_class=machine.resource_class,
-        state=f"{machine.provision_state}, in maintenance" if machine.maintenance else machine.provision_state,
+        state=words_of(machine),
         power=machine.power_state,
         held_by=allocation.name if allocation else ("somebody else" if machine.allocation_id else ""),
         traits=machine.traits,
-        free=pricing.is_free(machine),
-        in_service=pricing.is_free(machine) or pricing.is_in_use(machine),
+        free=is_free(machine),
+        in_service=is_free(machine) or is_in_use(machine),
         since=allocation.created_at if allocation is not None else "",
         marker=marker if allocation is not None and belongs(allocation.name, marker, deployment) else None,
     )

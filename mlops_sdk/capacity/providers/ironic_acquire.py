@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from mlops_sdk.capacity.config_drive import config_drive
-from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine, Marker, Step, acquire_step
+from mlops_sdk.capacity.lease import LeaseRequest, Marker
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.provider import Grant, Party
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
 from mlops_sdk.capacity.providers.ironic_release import UNKNOWN_POLLS
-from mlops_sdk.capacity.quote import is_free
+from mlops_sdk.capacity.providers.ironic_states import Step, acquire_step
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free
+from mlops_sdk.capacity.watching import Phase, Watched
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
 from mlops_sdk.names import run_key
@@ -123,7 +125,7 @@ class Acquisition:
                     seen=", ".join(f"{name}: {state!r}" for name, state in states.items()),
                     next_step="see Ironic's log",
                 )
-            yield next(pause)
+            yield self._until_called(next(pause), waiting, end)
             found.update({name: self._api.get_allocation(name) for name in waiting})
 
     def _create(self, index: int) -> Steps[Allocation]:
@@ -181,7 +183,13 @@ class Acquisition:
                     seen="; ".join(watch.seen[i] for i in range(self._grant.request.nodes) if i not in ready),
                     next_step="see the machine's console and Ironic's log; the next generation gets other machines",
                 )
-            yield next(pause)
+            missing = [name for index, name in enumerate(self._grant.names) if index not in ready]
+            yield self._until_called(next(pause), missing, end)
+
+    def _until_called(self, seconds: float, names: Collection[str], end: float) -> Watched:
+        """A pause until one of these is on its way no more, but not beyond the time-out."""
+        left = max(0.0, end - self._clock.monotonic())
+        return Watched(seconds, provider="ironic", keys=names, at_most_s=left, quiet={Phase.COMING})
 
     def _deploy_step(self, index: int, watch: _Watch) -> Node | None:
         allocation = self._api.get_allocation(self._grant.name(index))

@@ -9,15 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from mlops_sdk.capacity.lease import MARKER, Allocation, Machine, Marker, to_iso
+from mlops_sdk.capacity.lease import MARKER, Marker, from_iso, to_iso
+from mlops_sdk.capacity.providers.ironic_history import HistoryEntry
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.cloud import Cloud, words_of
 from mlops_sdk.errors import RemoteError
 
 # 1.60: allocation owner; 1.56: config drive as a JSON object; 1.52: allocations
 _HEADERS = {"X-OpenStack-Ironic-API-Version": "1.60"}
+_HISTORY_HEADERS = {"X-OpenStack-Ironic-API-Version": "1.78"}
+_HISTORY = 50
 _NOT_FOUND = 404
+_NOT_ACCEPTABLE = 406
 _CONFLICT = 409
 _PAGE = 200
+_BRIEF_PAGE = 1000  # what Ironic allows by default; it gives fewer where it is told to, and says that there is more
+_OF_AN_ALLOCATION = "uuid,name,state,node_uuid,last_error,created_at,extra"
+_WHERE_A_MACHINE_STANDS = "uuid,name,provision_state,power_state,maintenance,fault,last_error"
 
 
 class NameTaken(Exception):
@@ -62,8 +70,8 @@ class BaremetalApi(Protocol):
         """By id."""
         ...
 
-    def list_machines(self) -> Iterator[Machine]:
-        """All that the project sees."""
+    def list_machines(self, *, brief: bool = False) -> Iterator[Machine]:
+        """All that the project sees; `brief`: only what tells where each stands, no properties and no allocation."""
         ...
 
     def deploy(self, node_id: str, config_drive: Mapping[str, Any]) -> None:
@@ -72,6 +80,26 @@ class BaremetalApi(Protocol):
 
     def tear_down(self, node_id: str) -> None:
         """Start tear-down and cleaning. Raises `NotYet`."""
+        ...
+
+    def abort(self, node_id: str) -> None:
+        """End what a machine waits for; it becomes a failure. Raises `NotYet`."""
+        ...
+
+    def manage(self, node_id: str) -> None:
+        """Take a machine whose cleaning failed in hand. Raises `NotYet`."""
+        ...
+
+    def provide(self, node_id: str) -> None:
+        """Lift the maintenance of a machine in hand and start its cleaning. Raises `NotYet`."""
+        ...
+
+    def put_out(self, node_id: str, reason: str) -> None:
+        """Put a machine into maintenance: nobody gets it until a person lifts that. Raises `NotYet`."""
+        ...
+
+    def history(self, node_id: str) -> Sequence[HistoryEntry]:
+        """The last events of a machine, newest first; empty where Ironic keeps none."""
         ...
 
     def address_of(self, node_id: str) -> str:
@@ -106,7 +134,7 @@ class IronicApi(BaremetalApi):
 
     def list_allocations(self) -> Iterator[Allocation]:
         """All that the project sees."""
-        return (_allocation(raw) for raw in self._pages("allocations", {}))
+        return (_allocation(raw) for raw in self._pages("allocations", {"fields": _OF_AN_ALLOCATION}, page=_BRIEF_PAGE))
 
     def create_allocation(self, *, name: str, resource_class: str, traits: Sequence[str], marker: Marker) -> Allocation:
         """Ask for a machine."""
@@ -149,8 +177,12 @@ class IronicApi(BaremetalApi):
         body = self._get(f"/v1/nodes/{node_id}")
         return None if body is None else _machine(body)
 
-    def list_machines(self) -> Iterator[Machine]:
+    def list_machines(self, *, brief: bool = False) -> Iterator[Machine]:
         """All that the project sees."""
+        if brief:
+            return (
+                _machine(raw) for raw in self._pages("nodes", {"fields": _WHERE_A_MACHINE_STANDS}, page=_BRIEF_PAGE)
+            )
         # in full: Ironic fails when asked for the one field `allocation_uuid`
         return (_machine(raw) for raw in self._pages("nodes", {"detail": "True"}))
 
@@ -161,6 +193,54 @@ class IronicApi(BaremetalApi):
     def tear_down(self, node_id: str) -> None:
         """Start tear-down and cleaning."""
         self._provision(node_id, {"target": "deleted"})
+
+    def abort(self, node_id: str) -> None:
+        """End what a machine waits for."""
+        self._provision(node_id, {"target": "abort"})
+
+    def manage(self, node_id: str) -> None:
+        """Take a machine in hand."""
+        self._provision(node_id, {"target": "manage"})
+
+    def provide(self, node_id: str) -> None:
+        """Lift the maintenance, then clean: where a cloud forbids to clean in maintenance, the other order fails.
+
+        A machine in hand is given to nobody, in maintenance or not.
+        """
+        self._maintenance("DELETE", node_id)
+        self._provision(node_id, {"target": "provide"})
+
+    def put_out(self, node_id: str, reason: str) -> None:
+        """Put a machine into maintenance."""
+        self._maintenance("PUT", node_id, {"reason": reason})
+
+    def history(self, node_id: str) -> Sequence[HistoryEntry]:
+        """The last events of a machine."""
+        reply = self._cloud.request(
+            "baremetal",
+            "GET",
+            f"/v1/nodes/{node_id}/history",
+            params={"detail": "True", "sort_key": "created_at", "sort_dir": "desc", "limit": str(_HISTORY)},
+            headers=_HISTORY_HEADERS,
+            accept={_NOT_FOUND, _NOT_ACCEPTABLE},
+        )
+        if reply.status in {_NOT_FOUND, _NOT_ACCEPTABLE}:
+            return ()
+        return tuple(
+            HistoryEntry(
+                at=from_iso(str(raw["created_at"])),
+                kind=str(raw.get("event_type") or ""),
+                words=str(raw.get("event") or ""),
+                error=str(raw.get("severity") or "").upper() == "ERROR",
+            )
+            for raw in reply.body.get("history", ())
+        )
+
+    def _maintenance(self, method: str, node_id: str, body: Mapping[str, Any] | None = None) -> None:
+        path = f"/v1/nodes/{node_id}/maintenance"
+        reply = self._cloud.request("baremetal", method, path, body=body, headers=_HEADERS, accept={_CONFLICT, 400})
+        if reply.status in {_CONFLICT, 400}:
+            raise NotYet(f"{reply.status} {words_of(reply.body)}")
 
     def _provision(self, node_id: str, body: Mapping[str, Any]) -> None:
         path = f"/v1/nodes/{node_id}/states/provision"
@@ -179,10 +259,10 @@ class IronicApi(BaremetalApi):
         reply = self._cloud.request("baremetal", "GET", path, headers=_HEADERS, accept={_NOT_FOUND})
         return None if reply.status == _NOT_FOUND else reply.body
 
-    def _pages(self, collection: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    def _pages(self, collection: str, params: Mapping[str, str], *, page: int = _PAGE) -> Iterator[dict[str, Any]]:
         marker = ""
         while True:
-            query = {**params, "limit": str(_PAGE), **({"marker": marker} if marker else {})}
+            query = {**params, "limit": str(page), **({"marker": marker} if marker else {})}
             body = self._cloud.request("baremetal", "GET", f"/v1/{collection}", params=query, headers=_HEADERS).body
             items = body.get(collection, [])
             yield from items
@@ -210,6 +290,8 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         provision_state=str(raw.get("provision_state") or "available"),  # the API shows "available" as null before 1.2
         power_state=str(raw.get("power_state") or ""),
         maintenance=bool(raw.get("maintenance")),
+        maintenance_reason=str(raw.get("maintenance_reason") or ""),
+        retired=bool(raw.get("retired")),
         fault=str(raw.get("fault") or ""),
         last_error=str(raw.get("last_error") or ""),
         allocation_id=str(raw.get("allocation_uuid") or ""),

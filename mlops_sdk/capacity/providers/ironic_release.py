@@ -3,68 +3,73 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from mlops_sdk.capacity.boundary import Boundary, no_boundary
-from mlops_sdk.capacity.evidence import NodeEvidence, Outcome, judge_outcome
-from mlops_sdk.capacity.fence import Claim, Fence
-from mlops_sdk.capacity.lease import Allocation, EndReason, Machine, ReleaseStep, release_step, to_iso
+from mlops_sdk.capacity.evidence import Cleaning, NodeEvidence, Outcome
+from mlops_sdk.capacity.fence import Claim
+from mlops_sdk.capacity.lease import EndReason, to_iso
 from mlops_sdk.capacity.owned import Held
-from mlops_sdk.capacity.provider import Entitled, Returning
+from mlops_sdk.capacity.provider import Entitled, Party, Returning
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
-from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_reclean import Tries, may_try, reason_to_put_out
+from mlops_sdk.capacity.providers.ironic_states import ReleaseStep, judge_outcome, release_step
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
+from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 
 UNKNOWN_POLLS = 5
 _TEAR_DOWNS = 3
-_CLEANING = {"cleaning", "clean wait"}
+_ABORTS = 3
+_AGAIN = {"clean failed", "manageable", "error"}
 
 
 class Release(Returning):
     """The release of one piece. Call `step` until it returns evidence.
 
-    Every action is preceded by a claim on the fence and a fresh look at the owner. "Gone" is success.
+    Every action is preceded by a claim on the fence and a fresh look at the owner. "Gone" is success. A machine whose
+    cleaning failed is handed over by a run, with the claim; the reaper cleans it again, so many times, and then takes
+    it out of the pool. A person who asks for it begins to count anew.
 
     Args:
         api: Ironic.
-        fence: Claims of this party.
+        party: Who acts.
         held: What to give back.
         reason: Why.
         entitled: Whether we may give this allocation back.
         run_key: Whose it is; noted in the claim.
-        by: ``run`` or ``reaper``.
-        skew_s: Tolerated difference between clocks.
-        boundary: Told before and after each call that changes something.
     """
 
     def __init__(
         self,
         api: BaremetalApi,
-        fence: Fence,
+        party: Party,
         held: Held,
         *,
         reason: EndReason,
         entitled: Entitled,
         run_key: str,
-        by: str,
-        skew_s: float,
-        boundary: Boundary = no_boundary,
     ) -> None:
         self._api = api
-        self._fence = fence
+        self._fence = party.fence
         self._held = held
         self._reason = reason
         self._entitled = entitled
         self._run_key = run_key
-        self._by = by
-        self._skew_s = skew_s
-        self._boundary = boundary
+        self._by = party.by
+        self._settings = party.settings.lease
+        self._skew_s = self._settings.clock_skew_s
+        self._boundary = party.boundary
         self._started_at = held.since
         self._allocation_id = held.allocation_id
         self._begun = False
         self._node_id = held.node_id
         self._deployed = held.deployed
-        self._saw_cleaning = False
         self._tear_downs = 0
+        self._aborts = 0
+        self._tries: Tries | None = None
+        self._cleaning: Cleaning | None = None
+        self._state = ""
+        self._state_since: datetime | None = None
         self._unknown = 0
         self._words = ""
         self._claim: Claim | None = None
@@ -81,24 +86,24 @@ class Release(Returning):
         allocation = self._look()
         if self.abandoned:
             return self.evidence(Outcome.PENDING)
-        self._machine = self._api.get_machine(self._node_id) if self._node_id else None
-        machine = self._machine
-        if machine is not None and machine.provision_state in _CLEANING:
-            self._saw_cleaning = True
-        step = release_step(allocation, machine)
+        self._machine = machine = self._api.get_machine(self._node_id) if self._node_id else None
+        overdue = self._is_overdue(machine)
+        recleaning = self._by == "person" or (allocation is None and self._tries_of(machine).made > 0)
+        step = release_step(allocation, machine, recleaning=recleaning, overdue=overdue)
         if step is ReleaseStep.UNKNOWN:
             return self._count_unknown()
         self._unknown = 0
-        if step in {ReleaseStep.TEAR_DOWN, ReleaseStep.DROP}:
+        if step in {ReleaseStep.TEAR_DOWN, ReleaseStep.DROP, ReleaseStep.ABORT}:
             return self._act(step, allocation)
+        if machine is not None and step in {ReleaseStep.RECLEAN, ReleaseStep.PROVIDE}:
+            return self._clean_again(step, machine, overdue=overdue)
         if step is ReleaseStep.WAIT:
             return None
         return self._finish()
 
     def evidence(self, outcome: Outcome) -> NodeEvidence:
         """What is known now, under the given outcome."""
-        machine = self._machine
-        cleaned_at = machine.cleaned_at if machine else None
+        machine, cleaning = self._machine, self._cleaning
         return NodeEvidence(
             resource=self.name,
             allocation_id=self._allocation_id,
@@ -109,7 +114,9 @@ class Release(Returning):
             released_by=self._by,
             provision_state=machine.provision_state if machine else "",
             power_state=machine.power_state if machine else "",
-            cleaned_at=to_iso(cleaned_at) if cleaned_at else "",
+            cleaned_at=to_iso(cleaning.finished_at) if cleaning else "",
+            steps=cleaning.steps if cleaning else (),
+            recleans=self._tries.made if self._tries else 0,
             last_error=(machine.last_error if machine else "") or self._words,
             started_at=to_iso(self._started_at) if self._started_at else "",
             finished_at=to_iso(self._api.now()),
@@ -141,23 +148,119 @@ class Release(Returning):
             self._look()  # the claim took time: is it still the same allocation, and still ours to give back?
             if self.abandoned:
                 return self.evidence(Outcome.PENDING)
-        if step is ReleaseStep.TEAR_DOWN and allocation is None and self._tear_downs >= _TEAR_DOWNS:
-            return self.evidence(Outcome.NOT_CLEAN)  # the claim stays: the reaper's sweep tries again
+        if step is ReleaseStep.ABORT and self._aborts >= _ABORTS:
+            return self._hand_over() if self._by == "run" else self._put_out()
+        if step is ReleaseStep.TEAR_DOWN and allocation is None and not self._may_repeat():
+            return self._stopped()
         try:
-            if step is ReleaseStep.DROP:
-                # a machine never gets back to `available` under its allocation: nothing of ours ran on it
-                self._deployed = self._deployed and self._provision_state != "available"
-                state = self._provision_state
-                with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state):
-                    self._api.delete_allocation(self.name)
-            else:
-                self._deployed = True
-                with self._boundary("machine.tear_down", self.name, node_id=self._node_id):
-                    self._api.tear_down(self._node_id)
-                self._tear_downs += 1
+            self._do(step)
         except NotYet as signal:
             self._words = str(signal)
         return None
+
+    def _do(self, step: ReleaseStep) -> None:
+        if step is ReleaseStep.DROP:
+            # a machine never gets back to `available` under its allocation: nothing of ours ran on it
+            self._deployed = self._deployed and self._provision_state != "available"
+            state = self._provision_state
+            with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state):
+                self._api.delete_allocation(self.name)
+        elif step is ReleaseStep.ABORT:
+            self._aborts += 1
+            self._state_since = None  # it has its time again to come to its end
+            self._api.abort(self._node_id)
+        else:
+            self._deployed = True
+            with self._boundary("machine.tear_down", self.name, node_id=self._node_id):
+                self._api.tear_down(self._node_id)
+            self._tear_downs += 1
+
+    def _clean_again(self, step: ReleaseStep, machine: Machine, *, overdue: bool) -> NodeEvidence | None:
+        if self._by == "run":
+            return self._hand_over()
+        if not self._may_act(None):
+            return None
+        if overdue:
+            return self._put_out()
+        if step is ReleaseStep.RECLEAN and not self._counted(machine):
+            return self._stopped()
+        try:
+            if step is ReleaseStep.RECLEAN:
+                self._api.manage(machine.id)
+            else:
+                self._api.provide(machine.id)
+        except NotYet as signal:
+            self._words = str(signal)
+        return None
+
+    def _may_repeat(self) -> bool:
+        """Whether a tear-down that failed may be asked for again now."""
+        if self._by == "run" or self._machine is None:
+            return self._tear_downs < _TEAR_DOWNS
+        return self._counted(self._machine)
+
+    def _stopped(self) -> NodeEvidence | None:
+        """It may not be tried now: because it was tried often enough, or because it is too early."""
+        if self._by == "run":
+            return self._hand_over()
+        made = self._tries.made if self._tries else 0
+        return self._put_out() if made >= self._settings.reclean_tries else None
+
+    def _counted(self, machine: Machine) -> bool:
+        """Whether it may be tried once more now. The try is in the claim before it is made: no crash loses it."""
+        tries = self._tries_of(machine)
+        now = self._api.now()
+        if not may_try(tries, now=now, limit=self._settings.reclean_tries, pause_s=self._settings.renew_for_s):
+            return False
+        self._tries = tries.another(now)
+        if self._may_act(None):
+            return True
+        self._tries = None  # somebody else is at work on it
+        return False
+
+    def _put_out(self) -> NodeEvidence | None:
+        """Nobody gets this machine until a person has looked; the evidence says so."""
+        machine = self._machine
+        if machine is None or not self._may_act(None):
+            return None
+        made = self._tries.made if self._tries else 0
+        try:
+            self._api.put_out(machine.id, reason_to_put_out(machine, self.name, made))
+        except NotYet as signal:
+            self._words = str(signal)
+            return None
+        except AccessDenied as error:  # Ironic itself keeps it out: it is not `available`
+            self._words = f"{machine.last_error}; it could not be put into maintenance: {error.seen}"
+        else:
+            self._machine = self._api.get_machine(machine.id)
+        self._drop_claim()
+        return self.evidence(Outcome.NOT_CLEAN)
+
+    def _hand_over(self) -> NodeEvidence:
+        """Leave a claim that anybody of ours may take over: the reaper's sweep finds the machine by it."""
+        with suppress(ServiceUnavailable):
+            if self._may_act(None) and self._claim is not None:
+                self._fence.yield_up(self._claim)
+        return self.evidence(Outcome.NOT_CLEAN)
+
+    def _tries_of(self, machine: Machine | None) -> Tries:
+        """How often it was cleaned again, by the claim of whoever did. A run never does; a person begins anew."""
+        if self._tries is not None or self._by != "reaper" or machine is None:
+            return self._tries or Tries()
+        if machine.provision_state in _AGAIN and (claim := self._fence.read(self._resource)) is not None:
+            self._tries = Tries.parse(claim.details)
+        return self._tries or Tries()
+
+    def _is_overdue(self, machine: Machine | None) -> bool:
+        state = machine.provision_state if machine else ""
+        if state != self._state or self._state_since is None:
+            self._state, self._state_since = state, self._api.now()
+        return self._api.now() - self._state_since > timedelta(seconds=self._settings.clean_timeout_s)
+
+    @property
+    def _resource(self) -> str:
+        """What is claimed."""
+        return self._allocation_id or self._node_id
 
     def _may_act(self, allocation: Allocation | None) -> bool:
         """Whether the fence is ours.
@@ -167,11 +270,12 @@ class Release(Returning):
         """
         try:
             self._claim = self._fence.claim(
-                self._allocation_id or self._node_id,
+                self._resource,
                 provider="ironic",
                 name=self.name,
                 node_id=self._node_id,
                 run_key=self._run_key,
+                **(self._tries.to_json() if self._tries else {}),
             )
         except ServiceUnavailable:
             marker = allocation.marker if allocation else None
@@ -186,20 +290,32 @@ class Release(Returning):
         return self._machine.provision_state if self._machine else "available"
 
     def _finish(self) -> NodeEvidence | None:
+        machine = self._machine
+        if machine is not None and self._deployed:
+            self._cleaning = last_cleaning(machine, self._api.history(machine.id))
+        cleaning = self._cleaning
         outcome = judge_outcome(
-            self._machine,
+            machine,
             deployed=self._deployed,
-            saw_cleaning=self._saw_cleaning,
+            cleaning=cleaning,
             started_at=self._started_at or self._api.now(),
             skew_s=self._skew_s,
         )
         if outcome is Outcome.PENDING:
             return None
         self._words = ""
-        if self._claim is not None:
-            with suppress(ServiceUnavailable):  # then it expires, and the reaper's sweep removes it
-                self._fence.drop(self._claim)
+        if outcome is Outcome.UNPROVEN and cleaning is not None and not cleaning.erased:
+            self._words = f"no step of its cleaning erases disks: {', '.join(cleaning.steps) or 'none is on record'}"
+        self._drop_claim()
         return self.evidence(outcome)
+
+    def _drop_claim(self) -> None:
+        """Ours, or the one of whoever handed over to the reaper."""
+        with suppress(ServiceUnavailable):  # then it expires, and the reaper's sweep removes it
+            if self._claim is None and self._by == "reaper" and self._fence.read(self._resource) is not None:
+                self._may_act(None)
+            if self._claim is not None:
+                self._fence.drop(self._claim)
 
     def _count_unknown(self) -> NodeEvidence | None:
         self._unknown += 1

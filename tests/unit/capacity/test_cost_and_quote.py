@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_sdk.capacity.cost import Interval, node_seconds, price_of
-from mlops_sdk.capacity.lease import Allocation, LeaseRequest, Machine
-from mlops_sdk.capacity.quote import quote
+from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, supply_of
+from mlops_sdk.capacity.quote import priced
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -55,14 +56,8 @@ def test_a_quote_counts_what_could_be_had_now():
         machine("lacks the trait", traits=()),
     ]
     request = LeaseRequest(nodes=2, resource_class="gpu", traits=("T",), deadline=NOW + timedelta(seconds=100))
-    answer = quote(
-        request,
-        machines=machines,
-        allocations=[Allocation(id="1", name="n", state="allocating")],
-        prices={"gpu": 0.25},
-        currency="EUR",
-        now=NOW,
-    )
+    supply = supply_of(request, machines=machines, allocations=[Allocation(id="1", name="n", state="allocating")])
+    answer = priced(request, supply, prices={"gpu": 0.25}, currency="EUR", now=NOW)
     assert (answer.free, answer.busy, answer.out_of_service, answer.waiting) == (1, 3, 2, 1)
     assert answer.total == 50
     assert not answer.available_now

@@ -1,0 +1,104 @@
+"""What Ironic shows of allocations and machines, and what can be said of one at a glance. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlops_sdk.capacity.lease import LeaseRequest, Marker
+from mlops_sdk.capacity.quote import Supply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """An Ironic allocation as observed."""
+
+    id: str
+    name: str
+    state: str
+    node_id: str = ""
+    last_error: str = ""
+    created_at: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def marker(self) -> Marker | None:
+        """Our marker, if it carries one."""
+        return Marker.parse(self.extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """An Ironic node as observed.
+
+    Attributes:
+        fault: Ironic's own reason for maintenance ("clean failure", "power failure", ...); "" for a person's.
+        maintenance_reason: Words of whoever put it into maintenance.
+        retired: It leaves the pool for good once it is clean.
+    """
+
+    id: str
+    name: str
+    provision_state: str
+    power_state: str = ""
+    maintenance: bool = False
+    maintenance_reason: str = ""
+    retired: bool = False
+    fault: str = ""
+    last_error: str = ""
+    allocation_id: str = ""
+    owner: str = ""
+    resource_class: str = ""
+    traits: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def suits(machine: Machine, request: LeaseRequest) -> bool:
+    """Whether a machine is of the kind that is asked for."""
+    return machine.resource_class == request.resource_class and set(request.traits) <= set(machine.traits)
+
+
+def supply_of(request: LeaseRequest, *, machines: Iterable[Machine], allocations: Iterable[Allocation]) -> Supply:
+    """Count what Ironic shows of machines that suit a request."""
+    suitable = [machine for machine in machines if suits(machine, request)]
+    busy = [machine for machine in suitable if machine.allocation_id or machine.provision_state in _IN_USE]
+    free = [machine for machine in suitable if is_free(machine)]
+    return Supply(
+        free=len(free),
+        busy=len(busy),
+        out_of_service=len(suitable) - len(busy) - len(free),
+        waiting=sum(allocation.state in {"allocating", "error"} for allocation in allocations),
+    )
+
+
+def is_free(machine: Machine) -> bool:
+    """Whether Ironic could allocate this machine now."""
+    return (
+        machine.provision_state == "available"
+        and not machine.allocation_id
+        and not machine.maintenance
+        and bool(machine.power_state)  # Ironic's allocator skips machines whose power state it does not know
+    )
+
+
+def is_in_use(machine: Machine) -> bool:
+    """Whether somebody has this machine, or had it and it is being cleaned: it comes back by itself."""
+    return not machine.maintenance and (bool(machine.allocation_id) or machine.provision_state in _IN_USE)
+
+
+def words_of(machine: Machine) -> str:
+    """Its state for a person.
+
+    Example:
+        >>> words_of(Machine(id="1", name="gpu-01", provision_state="clean failed", maintenance=True))
+        'clean failed, in maintenance'
+    """
+    reason = f": {machine.maintenance_reason}" if machine.maintenance_reason else ""
+    maintenance = f", in maintenance{reason}" if machine.maintenance else ""
+    fault = f" ({machine.fault})" if machine.fault else ""
+    return f"{machine.provision_state}{maintenance}{fault}"
+
+
+_IN_USE = {"active", "deploying", "wait call-back", "deploy failed", "deleting", "cleaning", "clean wait", "error"}
