@@ -55,6 +55,7 @@ class RunHeartbeat:
         self._keeper = keeper
         self._provider: Provider | None = None
         self._grant: Grant | None = None
+        self._follow: Callable[[Grant], Grant] = lambda grant: grant
         self._last = clock.monotonic()
         self._beating = threading.Lock()
         self._stop: Stop | None = None
@@ -65,10 +66,21 @@ class RunHeartbeat:
         """Since the last beat that worked."""
         return self._clock.monotonic() - self._last
 
-    def start(self, grant: Grant) -> None:
-        """Beat once here, so that a failure is seen before anything is created; then let the keeper go on."""
+    @property
+    def grant(self) -> Grant | None:
+        """What it renews, with the deadline as it is now."""
+        return self._grant
+
+    def start(self, grant: Grant, *, follow: Callable[[Grant], Grant] = lambda grant: grant) -> None:
+        """Beat once here, so that a failure is seen before anything is created; then let the keeper go on.
+
+        Args:
+            grant: What is renewed.
+            follow: Called in each beat: what was decided meanwhile, by whomever, becomes true; the grant after that.
+        """
         self.stop()
         self._grant = grant
+        self._follow = follow
         self._provider = None
         self._rests = False
         self.beat()
@@ -124,17 +136,41 @@ class RunHeartbeat:
                 self.error = None
 
     def _beat(self) -> None:
-        grant, provider = self._grant, self._provider
-        now = self._now()
-        if grant is None or now > grant.request.deadline:
+        """Renew before anything else is asked of anybody: a slow S3 must not cost the lease."""
+        if self._grant is None:
             return
-        if provider is not None:
+        failed, trouble = self._renew(), None
+        try:
+            grant = self._follow(self._grant)
+            if grant != self._grant:
+                self._grant = grant
+                failed = self._renew()
+        except MlopsError as error:
+            trouble = error
+        if failed is not None:
+            raise failed
+        if self._now() <= self._grant.request.deadline:
+            self._write(self._grant)
+        if trouble is not None:
+            raise trouble
+
+    def _renew(self) -> MlopsError | None:
+        """Renew every allocation before the deadline; what went wrong, if something did."""
+        grant, provider = self._grant, self._provider
+        if grant is None or provider is None or self._now() > grant.request.deadline:
+            return None
+        try:
             self.renewed = provider.renew(grant)
-        body = heartbeat_of(grant, renewed_until=now + timedelta(seconds=self._settings.renew_for_s))
+        except MlopsError as error:
+            return error
+        return None
+
+    def _write(self, grant: Grant) -> None:
+        body = heartbeat_of(grant, renewed_until=self._now() + timedelta(seconds=self._settings.renew_for_s))
         try:
             self._store.put_json(self._key, body)
         except RemoteError:
-            if provider is None:
+            if self._provider is None:
                 raise
         self._last = self._clock.monotonic()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -36,8 +36,9 @@ class Generation:
         number: Of the generation.
         state: Where its lease stands.
         request: What was asked for; with its latest deadline.
-        credential: Name of its application credential; "" before there was one.
-        credential_revoked: Whether that is gone.
+        ends_at: When it ends before that deadline; None for no such end.
+        credentials: Names of its application credentials; more than one when it was extended.
+        revoked: Those of them that are gone.
         pieces: Its machines, by the name under which each was leased.
         impossible: What its journal tells that cannot be, in words; the state is the one before that.
     """
@@ -45,8 +46,9 @@ class Generation:
     number: int
     state: LeaseState = LeaseState.NEW
     request: LeaseRequest | None = None
-    credential: str = ""
-    credential_revoked: bool = False
+    ends_at: datetime | None = None
+    credentials: set[str] = field(default_factory=set[str])
+    revoked: set[str] = field(default_factory=set[str])
     pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
     impossible: list[str] = field(default_factory=list[str])
 
@@ -54,6 +56,12 @@ class Generation:
     def over(self) -> bool:
         """Whether it can only be given back, or was."""
         return self.state in OVER
+
+    @property
+    def end(self) -> datetime | None:
+        """When its machines are given back at the latest; None before anything was asked for."""
+        ends = [moment for moment in (self.ends_at, self.request.deadline if self.request else None) if moment]
+        return min(ends) if ends else None
 
     @property
     def returned(self) -> bool:
@@ -170,6 +178,7 @@ _EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
     ("lease.queue", EntryKind.EVENT): LeaseEvent.QUEUED,
     ("allocation.create", EntryKind.INTENT): LeaseEvent.BEGUN,
     ("lease", EntryKind.OUTCOME): LeaseEvent.LEASED,
+    ("lease.extend", EntryKind.OUTCOME): LeaseEvent.EXTENDED,
     ("release", EntryKind.INTENT): LeaseEvent.GIVING_BACK,
     ("release", EntryKind.OUTCOME): LeaseEvent.RETURNED,
 }
@@ -180,16 +189,28 @@ def _apply(generation: Generation, entry: Entry) -> None:
     data = entry.data
     if entry.action == "lease" and entry.kind is EntryKind.INTENT:
         generation.request = generation.request or request_from_json(data["request"])
+    elif entry.action == "lease.extend" and entry.kind is EntryKind.OUTCOME:
+        _extend(generation, entry)
     elif entry.action == "credential.create":
-        generation.credential = entry.resource
-    elif entry.action == "credential.revoke":
-        generation.credential_revoked = generation.credential_revoked or entry.kind is EntryKind.OUTCOME
+        generation.credentials.add(entry.resource)
+    elif entry.action == "credential.revoke" and entry.kind is EntryKind.OUTCOME:
+        generation.revoked.add(entry.resource)
     elif entry.action in {"allocation.create", "machine.deploy", "allocation.delete", "machine.released"}:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
     _happen(generation, _EVENTS.get((entry.action, entry.kind)), entry)
     if generation.returned:
         _happen(generation, None if generation.over else LeaseEvent.TAKEN, entry)
-        _happen(generation, LeaseEvent.RETURNED if generation.credential_revoked else None, entry)
+        revoked = bool(generation.revoked) and generation.credentials <= generation.revoked
+        _happen(generation, LeaseEvent.RETURNED if revoked else None, entry)
+
+
+def _extend(generation: Generation, entry: Entry) -> None:
+    """Two processes may write down the same extension, or two of them in another order: the latest deadline counts."""
+    deadline = from_iso(str(entry.data["deadline"]))
+    if generation.request is not None and deadline > generation.request.deadline:
+        generation.request = replace(generation.request, deadline=deadline)
+    if generation.ends_at is not None:
+        generation.ends_at = max(generation.ends_at, deadline)
 
 
 def _happen(generation: Generation, event: LeaseEvent | None, entry: Entry) -> None:

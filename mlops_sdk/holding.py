@@ -5,18 +5,22 @@ from __future__ import annotations
 import uuid
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 from mlops_sdk.boundaries import Boundaries
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
-from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
+from mlops_sdk.capacity.lifecycle import HOLDS, EndReason, LeaseState
 from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.order_book import OrderBook
+from mlops_sdk.capacity.orders import Orders, extended
 from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Turn
+from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
@@ -61,6 +65,9 @@ class Holding:
         self._owner = owner
         self._grant: Grant | None = None
         self._provider: Provider | None = None
+        self._book = OrderBook(services.store, run_key(run_id), number)
+        self._orders = Orders()
+        self._asked: LeaseRequest | None = None
 
     def state(self) -> Generation:
         """What the journal tells of it."""
@@ -83,7 +90,7 @@ class Holding:
         """
         grant = self._grant_of(request)
         self._open(grant)
-        self._grant = grant
+        self._grant, self._asked = grant, request
 
     def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
         """Credential and machines, look-up-or-create; renewed from the first moment on."""
@@ -102,21 +109,100 @@ class Holding:
 
     def _begin(self, request: LeaseRequest) -> tuple[Provider, Grant, set[str]]:
         """The credential; leases through it, for whom, and which allocations had a deployment."""
-        grant = self._grant = self._grant_of(request)
-        self._heartbeat.start(grant)
+        orders = self._orders = self._book.read()
+        self._asked = request
+        grant = self._grant = self._grant_until(orders)
+        self._heartbeat.start(grant, follow=self._follow)
+        provider = self._log_in(grant, orders)
+        return provider, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
+
+    def _log_in(self, grant: Grant, orders: Orders) -> Provider:
+        """The run's own credential that lasts as long as its lease; from now on everything goes through it."""
         wanted = CredentialRequest(
             run_id=self._run_id,
             deployment_id=self._settings.deployment_id,
             generation=self.number,
-            deadline=grant.request.deadline,
+            deadline=orders.deadline_of(grant.request),
             grace_s=self._settings.lease.grace_s,
+            number=orders.credential,
         )
         with self._boundaries.around("credential.create", wanted.name, generation=self.number) as detail:
             self.credential = self._services.broker.mint(wanted, now=self._services.now())
             detail.update(credential_id=self.credential.id, expires_at=to_iso(self.credential.expires_at))
-        self._provider = self._open(grant, self.credential.login(self._settings.keystone))
-        self._heartbeat.renew_through(self._provider)
-        return self._provider, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
+        provider = self._provider = self._open(grant, self.credential.login(self._settings.keystone))
+        self._heartbeat.renew_through(provider)
+        return provider
+
+    def _follow(self, grant: Grant) -> Grant:
+        """Make true what was decided since the last look, by whatever process; called in each beat."""
+        try:
+            orders = self._book.read()
+        except ServiceUnavailable:
+            return grant
+        if orders == self._orders or self._provider is None:
+            return grant
+        before, grant = self._orders, self._grant_until(orders)
+        if orders.credential != before.credential:
+            earlier = self.credential
+            self._log_in(grant, orders)
+            if earlier is not None:
+                self._revoke(earlier.name)
+        self._provider.extend(grant)
+        if orders.deadline != before.deadline:
+            self._note_extended(grant)
+        self._orders, self._grant = orders, grant
+        return grant
+
+    def extend(self, deadline: datetime) -> datetime:
+        """Give the lease a later deadline, from whatever process; the latest that was decided.
+
+        The intent is journalled and the budget asked before anything changes. Then the decision is written down, which
+        the process that holds the lease follows; so a crash of this one after that changes nothing any more.
+
+        Raises:
+            BudgetExceeded: the owner's budget has no room for the time.
+            LeaseLost: it holds no machines, or not all of them, or was given notice for somebody else.
+            SettingsError: the deadline is not later than it is now.
+        """
+        generation = self.state()
+        request = self._asked = known(generation.request)
+        if generation.state not in HOLDS:
+            raise LeaseLost(
+                f"generation {self.number} of run {run_key(self._run_id)!r} holds no machines",
+                seen=generation.state.value,
+                next_step="lease machines first",
+            )
+        now = self._services.now()
+        before = self._book.read()
+        extended(before, request, deadline, now=now)
+        until = replace(request, deadline=before.end_of(request))
+        key = run_key(self._run_id)
+        reserve(self._services, until, owner=self._owner, run_key=key, generation=self.number, until=deadline)
+        self._journal.append(EntryKind.INTENT, "lease.extend", generation=self.number, deadline=to_iso(deadline))
+        orders = self._book.change(lambda found: extended(found, request, deadline, now=now))
+        grant = self._grant_until(orders)
+        there = self._open(grant).extend(grant, renewed_until=orders.kept.until if orders.kept else None)
+        if there < request.nodes:
+            raise LeaseLost(
+                f"{there} of the {request.nodes} machines of run {key!r} are still there",
+                next_step="release, and lease again with run.next_generation()",
+            )
+        self._note_extended(grant)
+        return grant.request.deadline
+
+    def deadline(self) -> datetime:
+        """When it ends, by what was asked for and decided since."""
+        return self._book.read().end_of(known(self.state().request))
+
+    def _note_extended(self, grant: Grant) -> None:
+        self._journal.note(
+            EntryKind.OUTCOME, "lease.extend", generation=self.number, deadline=to_iso(grant.request.deadline)
+        )
+
+    def _grant_until(self, orders: Orders) -> Grant:
+        """For what was asked, until it ends by what was decided since."""
+        request = known(self._asked)
+        return self._grant_of(replace(request, deadline=orders.end_of(request)))
 
     def _wait_turn(self, provider: Provider, grant: Grant) -> Steps[Grant]:
         """Wait in the queue, unless part of this lease is there already; the grant with what is left of the time."""
@@ -139,7 +225,9 @@ class Holding:
         self._line(grant).leave(grant)
         evidence = yield from self._give_back_machines(generation, reason)
         self._drop_stale_claims({item.resource for item in evidence if item.clean})
-        self._revoke(resource_name(self._run_id, self.number, "cred"))
+        for name in self._services.broker.names_of(resource_name(self._run_id, self.number, "cred")):
+            self._revoke(name)
+        self._book.forget()
         self.credential = None
         self._provider = None
         return evidence

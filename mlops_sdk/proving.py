@@ -86,14 +86,9 @@ def _from_machine(piece: Piece, seen: Seen, outcome: Outcome) -> ProofItem:
 
 
 def _prove_credential(generation: Generation, broker: CredentialBroker) -> list[ProofItem]:
-    if not generation.credential:
-        return []
-    absent = broker.absent(generation.credential)
-    return [
-        ProofItem(
-            kind=ProofKind.CREDENTIAL,
-            resource=generation.credential,
-            returned=absent,
-            evidence="Keystone knows no credential of this name" if absent else "Keystone still has it",
-        )
-    ]
+    items: list[ProofItem] = []
+    for name in sorted(generation.credentials):
+        absent = broker.absent(name)
+        words = "Keystone knows no credential of this name" if absent else "Keystone still has it"
+        items.append(ProofItem(kind=ProofKind.CREDENTIAL, resource=name, returned=absent, evidence=words))
+    return items

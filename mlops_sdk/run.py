@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
@@ -150,8 +150,20 @@ class Run:
 
     @property
     def held(self) -> Lease | None:
-        """The lease this process holds, or None."""
-        return self._lease
+        """The lease this process holds, with its deadline as it is now, or None."""
+        lease, grant = self._lease, self._heartbeat.grant
+        if lease is None or grant is None or grant.request.deadline == lease.deadline:
+            return lease
+        return replace(lease, request=replace(lease.request, deadline=grant.request.deadline))
+
+    @property
+    def deadline(self) -> datetime:
+        """Hard end of the lease that the run has, whichever process holds it.
+
+        Raises:
+            LeaseLost: it never asked for one.
+        """
+        return self._holds.deadline()
 
     def history(self) -> History:
         """What the journal tells of this run."""
@@ -238,13 +250,14 @@ class Run:
         Raises:
             LeaseLost: past the deadline, not renewed in time, or given back by somebody else.
         """
-        if self._lease is None:
+        lease = self.held
+        if lease is None:
             raise LeaseLost(f"run {self.key!r} holds no lease", next_step="call run.lease() first")
         seen = ""
-        if self._services.now() > self._lease.deadline:
-            seen = f"the deadline {to_iso(self._lease.deadline)} has passed"
-        elif self._heartbeat.renewed < len(self._lease.nodes):
-            seen = f"{self._heartbeat.renewed} of {len(self._lease.nodes)} allocations are still there"
+        if self._services.now() > lease.deadline:
+            seen = f"the deadline {to_iso(lease.deadline)} has passed"
+        elif self._heartbeat.renewed < len(lease.nodes):
+            seen = f"{self._heartbeat.renewed} of {len(lease.nodes)} allocations are still there"
         elif self._heartbeat.silent_for_s > self.settings.lease.renew_for_s:
             cause = f" ({self._heartbeat.error})" if self._heartbeat.error else ""
             seen = f"not renewed for {self._heartbeat.silent_for_s:.0f} s{cause}"
@@ -254,6 +267,25 @@ class Run:
                 seen=seen,
                 next_step="release, and lease again with run.next_generation()",
             )
+
+    def extend(self, deadline: datetime) -> datetime:
+        """Give the lease a later deadline; from any process, whichever holds it. Idempotent.
+
+        The budget is asked first. The machines carry the new deadline when this returns; the process that holds the
+        lease knows it at its next heartbeat, and gets a credential that lasts as long.
+
+        Returns the deadline that is true now: of several at once the latest.
+
+        Raises:
+            BudgetExceeded: the owner's budget has no room for the time; nothing was changed.
+            LeaseLost: the run holds no machines, or they are promised to somebody else.
+            SettingsError: it is not later than the deadline that there is.
+        """
+        found = self._holds.extend(deadline)
+        if self._lease is not None:
+            with suppress(MlopsError):  # what could not be followed now is followed at the next beat
+                self._heartbeat.beat()
+        return found
 
     def release(self, reason: EndReason = EndReason.FINISHED) -> tuple[NodeEvidence, ...]:
         """Give every machine of this generation back, wait for its cleaning, revoke the credential. Idempotent.

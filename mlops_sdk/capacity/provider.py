@@ -171,8 +171,13 @@ class Provider(Protocol):
         """Move `renewed_until` of every piece there is to now + renewal time; how many there were."""
         ...
 
-    def extend(self, grant: Grant) -> int:
-        """Move the deadline of every piece there is to the grant's; how many there were."""
+    def extend(self, grant: Grant, *, renewed_until: datetime | None = None) -> int:
+        """Move the deadline of every piece there is to the grant's, earlier or later, and renew; how many there were.
+
+        Args:
+            grant: With the deadline.
+            renewed_until: For a lease that nobody will renew until then; None: as `renew`.
+        """
         ...
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:

@@ -27,7 +27,7 @@ from mlops_sdk.config import Settings
 from mlops_sdk.errors import DamagedObject, MlopsError
 from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.audit_entry import AuditResult
-from mlops_sdk.identity.credential import Alive, StoredCredential, why_dead
+from mlops_sdk.identity.credential import Alive, StoredCredential, first_name, why_dead
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import ResourceName, parse_resource_name
 from mlops_sdk.services import Services, connect_services
@@ -252,7 +252,7 @@ class Reaper:
         """Access rules whose credential is gone (its revoker died in between), of runs with a journal here."""
         due: list[Due] = []
         names = self._broker.names_of_rules()
-        for text in sorted(names - {stored.name for stored in self._broker.stored()}):
+        for text in sorted(names - {first_name(stored.name) for stored in self._broker.stored()}):
             name = parse_resource_name(text)
             try:
                 if name is None or self._journal(name).first() is None:

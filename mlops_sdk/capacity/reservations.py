@@ -41,8 +41,18 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(owners=budget.owners, others=budget.per_month, raised_by=budget.raised_by)
 
 
-def reserve(services: Services, request: LeaseRequest, *, owner: str, run_key: str, generation: int) -> None:
+def reserve(
+    services: Services,
+    request: LeaseRequest,
+    *,
+    owner: str,
+    run_key: str,
+    generation: int,
+    until: datetime | None = None,
+) -> None:
     """Make sure that the budget has room for a lease that is not in a journal yet, and keep that room for a while.
+
+    With `until`, for the time from the request's deadline to that one, of a lease that is in its journal.
 
     Does nothing, and asks nobody, for an owner without a limit and for machines that cost nothing.
 
@@ -57,9 +67,9 @@ def reserve(services: Services, request: LeaseRequest, *, owner: str, run_key: s
     name = f"{run_key}-g{generation}"
     for _ in range(_TRIES):
         now = services.now()
-        wanted = {
-            month: price_in(wanted_of(request, now), prices, month) for month in months(now, max(now, request.deadline))
-        }
+        start, end = (now, max(now, request.deadline)) if until is None else (request.deadline, until)
+        machines = wanted_of(replace(request, deadline=end), start)
+        wanted = {month: price_in(machines, prices, month) for month in months(start, end)}
         found = services.store.get_with_etag(_key(owner))
         records = all_records(services, now)  # after the reservations: what has left those is in a journal
         others = [item for item in _reservations(found) if item["name"] != name and _counts(item, records, now)]
@@ -67,6 +77,8 @@ def reserve(services: Services, request: LeaseRequest, *, owner: str, run_key: s
             account = _with(account_of(owner, month, records, prices, limits, now=now), others)
             admit(account, amount, what=str(request), raised_by=limits.raised_by)
         mine = {"name": name, "at": to_iso(now), "amounts": {str(month): amount for month, amount in wanted.items()}}
+        if until is not None:
+            mine["until"] = to_iso(until)
         body = to_json({"version": 1, "reservations": [*others, mine]})
         if _replace(services.store, _key(owner), body, found):
             return
@@ -102,12 +114,18 @@ def _reservations(found: tuple[bytes, str] | None) -> list[_Reservation]:
 
 
 def _counts(item: _Reservation, records: list[RunRecord], now: datetime) -> bool:
-    """Whether a reservation is still one: not too old, and its lease not in a journal yet."""
+    """Whether a reservation is still one: not too old, and its lease (up to that deadline) not in a journal yet."""
     if now - from_iso(str(item["at"])) > timedelta(seconds=HOLD_S):
         return False
     run_key, _, generation = str(item["name"]).rpartition("-g")
-    asked = {(r.key, g.number) for r in records for g in r.history.generations.values() if g.request is not None}
-    return (run_key, int(generation)) not in asked
+    promised = {
+        (r.key, g.number): g.request.deadline
+        for r in records
+        for g in r.history.generations.values()
+        if g.request is not None
+    }
+    found = promised.get((run_key, int(generation)))
+    return found is None or ("until" in item and found < from_iso(str(item["until"])))
 
 
 def _with(account: Account, reservations: list[_Reservation]) -> Account:

@@ -53,7 +53,7 @@ class RunRecord:
                 node_id=f"{self.key}-g{generation.number}-{index}",
                 resource_class=generation.request.resource_class,
                 start=now,
-                end=max(now, generation.request.deadline),
+                end=max(now, generation.end or now),
             )
             for generation in self.history.generations.values()
             if generation.request is not None and not generation.over

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -89,6 +89,27 @@ def acquire(name: str | None, as_json: bool, command: tuple[str, ...], **wanted:
         with _login(run, lease) as environment:
             status = _run(command, environment, run) if command else _hold(run)
     sys.exit(status)
+
+
+@click.command("extend")
+@click.argument("run")
+@click.option("--until", type=click.DateTime(), help="new deadline, UTC")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="so much after the deadline it has")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def extend(run: str, until: datetime | None, hours: float | None, as_json: bool) -> None:
+    """Give the lease of a run (id or key) a later deadline, whichever process holds it.
+
+    Refused when the owner's budget has no room for the time.
+    """
+    if (until is None) == (hours is None):
+        raise click.UsageError("give either --until or --hours")
+    found = Client().attach(run)
+    deadline = found.deadline + timedelta(hours=hours) if hours else (until or found.deadline).replace(tzinfo=UTC)
+    deadline = found.extend(deadline)
+    if as_json:
+        click.echo(json.dumps({"run": found.key, "generation": found.generation, "deadline": to_iso(deadline)}))
+    else:
+        click.echo(f"held by run {found.key} until {deadline:%Y-%m-%d %H:%M:%S} UTC")
 
 
 @click.command("release")

@@ -17,7 +17,7 @@ from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
-from mlops_sdk.cli.hold import acquire, quote, release
+from mlops_sdk.cli.hold import acquire, extend, quote, release
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 
@@ -32,6 +32,7 @@ def lease() -> None:
 
 lease.add_command(quote)
 lease.add_command(acquire)
+lease.add_command(extend)
 lease.add_command(release)
 
 

@@ -161,18 +161,22 @@ class CredentialApi(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialRequest:
-    """For which generation of which run a credential is wanted, and how long it lives."""
+    """For which generation of which run a credential is wanted, and how long it lives.
+
+    Keystone fixes the expiry of a credential for ever: a lease that is extended gets another one, by the next `number`.
+    """
 
     run_id: uuid.UUID
     deployment_id: uuid.UUID
     generation: int
     deadline: datetime
     grace_s: float
+    number: int = 0
 
     @property
     def name(self) -> str:
-        """The credential's name, unique per user."""
-        return resource_name(self.run_id, self.generation, "cred")
+        """The credential's name, unique per user: ``...-cred``, and ``...-cred1`` after the lease was extended once."""
+        return resource_name(self.run_id, self.generation, f"cred{self.number or ''}")
 
 
 class CredentialBroker:
@@ -238,13 +242,18 @@ class CredentialBroker:
         """Delete the access rules that name the run of this credential; Keystone refuses those still in use."""
         for rule in list(self._api.access_rules()):
             piece = rule.run_piece
-            if piece is not None and str(replace(piece, index="cred")) == name:
+            if piece is not None and str(replace(piece, index="cred")) == first_name(name):
                 self._api.delete_access_rule(rule.id)
 
     def names_of_rules(self) -> set[str]:
-        """Names of the credentials whose access rules are (still) there."""
+        """Names of the (first) credentials of the generations whose access rules are (still) there."""
         pieces = [rule.run_piece for rule in self._api.access_rules()]
         return {str(replace(piece, index="cred")) for piece in pieces if piece is not None}
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """The first credential of a generation, by its name, and all others that this generation has now."""
+        others = {c.name for c in self._api.list() if c.name != name and first_name(c.name) == name}
+        return (name, *sorted(others))
 
     def stored(self) -> Iterator[StoredCredential]:
         """All credentials of the user, ours or not."""
@@ -273,8 +282,21 @@ class CredentialBroker:
 
     def _secret(self, request: CredentialRequest) -> str:
         key = self._broker_key.get_secret_value()
-        raw = derive_secret(key, request.run_id, request.generation, "keystone-secret")
+        raw = derive_secret(key, request.run_id, request.generation, f"keystone-secret{request.number or ''}")
         return base64.urlsafe_b64encode(raw).decode()
+
+
+def first_name(name: str) -> str:
+    """The name of the first credential of the same generation; another name as it is.
+
+    Example:
+        >>> first_name("ml-aaaaaaaaaaaa-g1-cred2")
+        'ml-aaaaaaaaaaaa-g1-cred'
+    """
+    parsed = parse_resource_name(name)
+    if parsed is None or not parsed.index.startswith("cred"):
+        return name
+    return str(replace(parsed, index="cred"))
 
 
 def run_access_rules(run_id: uuid.UUID, generation: int) -> tuple[AccessRule, ...]:

@@ -180,6 +180,13 @@ def renewing_moves_the_first_time_and_extending_both(bench: Bench) -> None:
         _expect(provider.extend(longer) == bench.nodes, "every piece is extended")
         bench.open().renew(grant)
         _expect({item.marker.deadline for item in bench.owned(grant).values()} == {later}, "the deadline has moved")
+        until = grant.request.deadline - timedelta(minutes=1)
+        _expect(
+            provider.extend(grant, renewed_until=until) == bench.nodes, "a deadline may move to an earlier time too"
+        )
+        for item in bench.owned(grant).values():
+            _expect(item.marker.deadline == grant.request.deadline, "the earlier deadline counts")
+            _expect(item.marker.renewed_until == until, "what nobody will renew is renewed for as long as was said")
 
 
 def releasing_twice_is_releasing_once(bench: Bench) -> None:

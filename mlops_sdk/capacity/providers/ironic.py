@@ -113,12 +113,10 @@ class IronicLeases(Provider):
         """See `Provider.renew`. The deadline stays what it is: somebody else may have extended it."""
         return sum(self._api.set_times(name, renewed_until=self._renewed_until()) for name in grant.names)
 
-    def extend(self, grant: Grant) -> int:
-        """See `Provider.extend`. Renews too."""
-        deadline = grant.request.deadline
-        return sum(
-            self._api.set_times(name, renewed_until=self._renewed_until(), deadline=deadline) for name in grant.names
-        )
+    def extend(self, grant: Grant, *, renewed_until: datetime | None = None) -> int:
+        """See `Provider.extend`."""
+        until, deadline = renewed_until or self._renewed_until(), grant.request.deadline
+        return sum(self._api.set_times(name, renewed_until=until, deadline=deadline) for name in grant.names)
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
         """See `Provider.returning`."""

@@ -121,11 +121,11 @@ class StaticHosts(Provider):
 
     def renew(self, grant: Grant) -> int:
         """See `Provider.renew`."""
-        return self._move_times(grant, extend=False)
+        return self._move_times(grant)
 
-    def extend(self, grant: Grant) -> int:
-        """See `Provider.extend`. Renews too."""
-        return self._move_times(grant, extend=True)
+    def extend(self, grant: Grant, *, renewed_until: datetime | None = None) -> int:
+        """See `Provider.extend`."""
+        return self._move_times(grant, deadline=grant.request.deadline, renewed_until=renewed_until)
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
         """See `Provider.returning`."""
@@ -199,14 +199,15 @@ class StaticHosts(Provider):
             )
         return words
 
-    def _move_times(self, grant: Grant, *, extend: bool) -> int:
-        deadline = {"deadline": grant.request.deadline} if extend else {}
-
+    def _move_times(
+        self, grant: Grant, *, deadline: datetime | None = None, renewed_until: datetime | None = None
+    ) -> int:
         def moved(seen: HostClaim) -> HostClaim:
             if seen.state is not ClaimState.HELD or seen.marker is None:
                 return seen
-            until = self._now() + timedelta(seconds=self._settings.renew_for_s)
-            return replace(seen, marker=replace(seen.marker, renewed_until=until, **deadline))
+            until = renewed_until or self._now() + timedelta(seconds=self._settings.renew_for_s)
+            marker = replace(seen.marker, renewed_until=until, deadline=deadline or seen.marker.deadline)
+            return replace(seen, marker=marker)
 
         return sum(self._pool.change(claim.host, claim.id, moved) is not None for claim in self._ours(grant).values())
 
