@@ -43,6 +43,11 @@ class Pollers:
     def __init__(self) -> None:
         self._shared: list[_Shared] = []
 
+    @property
+    def all(self) -> tuple[Poller, ...]:
+        """Every one that there is now."""
+        return tuple(shared.poller for shared in self._shared)
+
     def of(self, services: Services, provider: str) -> Poller | None:
         """Of this provider; None when it cannot show everything at once: whoever waits looks for itself then."""
         shared = self._of(services, provider)

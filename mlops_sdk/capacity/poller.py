@@ -114,16 +114,15 @@ class Poller:
             self._leave(waiter)
 
     async def ready(self, names: Collection[str], *, at_most_s: float) -> Snapshot | None:
-        """Wait while these are on their way; what shows all of them ready, or None: somebody has to look."""
+        """Wait while these are on their way, and return what ended it: all ready, or one that is not; None: no time."""
         end = self._clock.monotonic() + at_most_s
         waiting, since = frozenset(names), None
         while (left := end - self._clock.monotonic()) > 0:
             snapshot = await self.called(waiting, at_most_s=left, quiet={Phase.COMING}, since=since)
-            phases = {snapshot.of(name).phase for name in names} if snapshot is not None else set[Phase]()
-            if snapshot is None or not phases <= {Phase.COMING, Phase.READY}:
+            if snapshot is None:
                 return None
             waiting, since = frozenset(n for n in names if snapshot.of(n).phase is Phase.COMING), snapshot.asked_at
-            if not waiting:
+            if not waiting or snapshot.calls_for_a_look(names, quiet={Phase.COMING, Phase.READY}):
                 return snapshot
         return None
 

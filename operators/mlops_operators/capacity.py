@@ -15,9 +15,10 @@ from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import error_from_json
 from mlops_operators.links import NodeLink
 from mlops_operators.triggers.capacity import ProvisionTrigger, ReleaseTrigger
+from mlops_operators.triggers.machines import MachinesTrigger
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest
 from mlops_sdk.client import Client
-from mlops_sdk.errors import BudgetExceeded, CapacityError, MlopsError, SettingsError
+from mlops_sdk.errors import BudgetExceeded, CapacityError, LeaseLost, MlopsError, SettingsError
 from mlops_sdk.history import History
 from mlops_sdk.run import Run
 from mlops_sdk.steps import drive_briefly
@@ -162,6 +163,50 @@ class ProvisionOperator(MlopsOperator):
         finally:
             run.close()
         return quote
+
+
+class WaitForMachinesOperator(MlopsOperator):
+    """Wait until the machines that another run leases are ready; waits deferred. Renews nothing, gives nothing back.
+
+    Pushes back ``{"run", "generation", "nodes"}``, the machines by name.
+
+    Args:
+        wait_s: How long to wait. Templated.
+        kwargs: Of `MlopsOperator`; `run_name` says whose machines.
+    """
+
+    template_fields: Collection[str] = (*MlopsOperator.template_fields, "wait_s")
+    ui_color = "#e6eefc"
+
+    def __init__(self, *, run_name: str, wait_s: float | str = 3600.0, **kwargs: Any) -> None:
+        super().__init__(run_name=run_name, **kwargs)
+        self.wait_s = wait_s
+
+    def execute(self, context: Context) -> NoReturn:
+        """Find out what is leased, wait for it."""
+        del context
+        with self.failures():
+            run = self.hook.client().find(self.run_name)
+            latest = run.history().latest if run is not None else None
+            if latest is None or latest.request is None or latest.over:
+                raise LeaseLost(f"run {self.run_name!r} leases no machines", next_step="let it lease them first")
+        trigger = MachinesTrigger(
+            generation=latest.number,
+            nodes=latest.request.nodes,
+            wait_s=float(self.wait_s),
+            provider=latest.request.provider,
+            **self.connections,
+            run_name=self.run_name,
+        )
+        self.defer(trigger=trigger, method_name=self.ready.__name__, timeout=self.execution_timeout)
+
+    def ready(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The machines are ready, or not."""
+        del context
+        with self.failures():
+            if "error" in event:
+                raise error_from_json(event["error"])
+        return dict(event)
 
 
 class ReleaseOperator(MlopsOperator):
