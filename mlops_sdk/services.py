@@ -13,6 +13,9 @@ from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers import ironic
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, IronicApi
+from mlops_sdk.capacity.providers.nova import NAME as NOVA
+from mlops_sdk.capacity.providers.nova import NovaLeases
+from mlops_sdk.capacity.providers.nova_http import NovaHttp
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.clock import Clock, SystemClock
@@ -120,6 +123,12 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
         del login  # the pool's key is the deployment's
         return StaticHosts(store, party, baremetal.now)
 
+    def open_nova(login: KeystoneSettings | None, party: Party) -> Provider:
+        return NovaLeases(NovaHttp(cloud if login is None else Cloud(login)), party)
+
+    others: dict[str, OpenProvider] = {STATIC: open_static} if settings.static_hosts else {}
+    if settings.nova is not None:
+        others[NOVA] = open_nova
     return Services(
         settings=settings,
         store=store,
@@ -129,5 +138,5 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
         baremetal=baremetal,
         connect=connect,
         keeper=keeper or ThreadKeeper(),
-        others={STATIC: open_static} if settings.static_hosts else {},
+        others=others,
     )

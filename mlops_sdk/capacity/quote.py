@@ -25,6 +25,7 @@ class Quote:
         total: Price of all machines from now until the deadline.
         currency: Of the prices.
         turn: Its place among those who wait, when somebody looked.
+        notes: What else the provider says: what such a machine is, how the number of free ones is known.
     """
 
     request: LeaseRequest
@@ -36,6 +37,7 @@ class Quote:
     total: float
     currency: str
     turn: Turn | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def available_now(self) -> bool:
@@ -61,6 +63,7 @@ class Quote:
             "currency": self.currency,
             "position": self.turn.position if self.turn is not None else 0,
             "expected_at": to_iso(expected_at) if expected_at is not None else "",
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -68,6 +71,7 @@ class Quote:
         return (
             f"{self.request}: {when}; {self.free} free, {self.busy} busy, {self.waiting} waiting; "
             f"{self.total:.2f} {self.currency} until {self.request.deadline:%Y-%m-%d %H:%M} UTC"
+            f"{'; ' if self.notes else ''}{'; '.join(self.notes)}"
         )
 
 

@@ -1,0 +1,263 @@
+"""Leases on servers of Nova: one server a machine, with a port of its own and, where wanted, volumes.
+
+`nova_acquire` gets the servers (`nova_make` asks for them), `nova_release` gives them back, `nova_states` says what is
+done next about each status, `nova_view` how what is seen belongs together, `nova_http` makes the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.flavors import Flavor, Offer, check_flavor, read_offer
+from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
+from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
+from mlops_sdk.capacity.providers.nova_acquire import ServerAcquisition
+from mlops_sdk.capacity.providers.nova_api import ComputeApi
+from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
+from mlops_sdk.capacity.providers.nova_marker import to_line
+from mlops_sdk.capacity.providers.nova_release import ServerReturn
+from mlops_sdk.capacity.providers.nova_supply import Room, room_for
+from mlops_sdk.capacity.providers.nova_view import NAME, Server, in_force, is_of, judge, owned, records
+from mlops_sdk.capacity.quote import Quote, Supply, priced
+from mlops_sdk.config import NovaSettings
+from mlops_sdk.errors import FlavorRefused, SettingsError
+from mlops_sdk.names import run_key
+from mlops_sdk.steps import Steps
+
+_DOWN = {"ERROR", "UNKNOWN", "DELETED", "SOFT_DELETED"}
+
+
+class NovaLeases(Provider):
+    """`Provider` on Nova.
+
+    Args:
+        api: The cloud, through the login of the party.
+        party: Who acts.
+        door: Looks whether a server lets us in; default: over SSH.
+    """
+
+    def __init__(self, api: ComputeApi, party: Party, door: Door | None = None) -> None:
+        if party.settings.nova is None:
+            raise SettingsError("the settings have no [nova]", next_step="say which networks and image servers get")
+        self._api = api
+        self._party = party
+        self._nova: NovaSettings = party.settings.nova
+        self._settings = party.settings.lease
+        self._door = door or SshDoor()
+
+    @property
+    def name(self) -> str:
+        """See `Provider.name`."""
+        return NAME
+
+    def now(self) -> datetime:
+        """Nova's clock."""
+        return self._api.now()
+
+    def quote(self, request: LeaseRequest) -> Quote:
+        """See `Provider.quote`. The flavor is checked first.
+
+        Raises:
+            FlavorRefused: the flavor does not give what is asked.
+        """
+        flavor, offer = self._flavor(request)
+        servers = [server for server in self._api.list_servers() if server.flavor == flavor.name]
+        room = self._room(flavor, offer, held=len(servers))
+        settings = self._party.settings
+        supply = Supply(free=room.servers, busy=len(servers), out_of_service=0)
+        return replace(
+            priced(request, supply, prices=settings.node_seconds_price, currency=settings.currency, now=self.now()),
+            notes=(f"{flavor.name}: {offer}", room.words, *offer.warnings),
+        )
+
+    def pool(self) -> Iterator[PoolMachine]:
+        """Every server that this login sees, and for each flavor as many places as there is room for."""
+        flavors = self._flavors()
+        deployment = str(self._party.settings.deployment_id)
+        servers = list(self._api.list_servers())
+        record = records(self._api.list_ports())
+        for server in servers:
+            marker = in_force(server.name, server.marker, record)
+            offer = read_offer(flavors[server.flavor]) if server.flavor in flavors else None
+            yield PoolMachine(
+                provider=NAME,
+                id=server.id,
+                name=server.name,
+                resource_class=server.flavor,
+                state=f"{server.status}, {server.task}" if server.task else server.status,
+                held_by=server.name,
+                marker=marker if belongs(server.name, marker, deployment) else None,
+                traits=offer.traits if offer else (),
+                in_service=server.status not in _DOWN,
+                since=server.created_at,
+            )
+        for name, flavor in flavors.items():
+            offer = read_offer(flavor)
+            held = sum(server.flavor == name for server in servers)
+            for number in range(self._room(flavor, offer, held=held).servers):
+                yield PoolMachine(
+                    provider=NAME,
+                    id=f"{name}/{number}",
+                    name=f"room for one {name}",
+                    resource_class=name,
+                    state="free",
+                    traits=offer.traits,
+                    free=True,
+                )
+
+    def address_of(self, node_id: str) -> str:
+        """The server in Nova's API."""
+        return self._api.address_of(node_id)
+
+    def acquire(self, grant: Grant, *, deployed: Collection[str] = ()) -> Steps[tuple[Node, ...]]:
+        """See `Provider.acquire`. Ready means that SSH answers with the host key of the lease.
+
+        Raises:
+            FlavorRefused: the flavor does not give what is asked; nothing was made.
+        """
+        return self._acquisition(grant).acquire(deployed)
+
+    def begin(self, grant: Grant, *, deployed: Collection[str] = ()) -> Steps[None]:
+        """See `Provider.begin`: every server has a host."""
+        return self._acquisition(grant).begin(deployed)
+
+    def inspect(self, held: Held) -> Seen:
+        """See `Provider.inspect`. A port or volume that is left counts as held."""
+        left = [str(server) for server in self._servers_of(held)]
+        left += self._children_of(held)
+        standing = Standing.HELD if left else Standing.ENDED
+        words = "; ".join(left) if left else "Nova, Neutron and Cinder know nothing of this name"
+        if not held.node_id:
+            return Seen(standing=standing, words=words)
+        if self._api.get_server(held.node_id) is not None:
+            return Seen(standing=standing, words=words)
+        outcome, at, said = judge(self._api.actions(held.node_id), deployed=True)
+        return Seen(standing=standing, words=words, outcome=outcome, machine_words=f"{said}{f', {at}' if at else ''}")
+
+    def renew(self, grant: Grant) -> int:
+        """See `Provider.renew`. The deadline stays what it is: somebody else may have extended it."""
+        return self._move_times(grant)
+
+    def extend(self, grant: Grant, *, renewed_until: datetime | None = None) -> int:
+        """See `Provider.extend`."""
+        return self._move_times(grant, deadline=grant.request.deadline, renewed_until=renewed_until)
+
+    def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
+        """See `Provider.returning`."""
+        return ServerReturn(self._api, self._party, held, reason=reason, entitled=entitled, run_key=run_key)
+
+    def release(
+        self,
+        grant: Grant,
+        held: Iterable[Held],
+        *,
+        reason: EndReason,
+        on_evidence: Callable[[NodeEvidence], None],
+    ) -> Steps[tuple[NodeEvidence, ...]]:
+        """See `Provider.release`."""
+        key = run_key(grant.run_id)
+        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in held]
+        return release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=on_evidence)
+
+    def list_owned(self) -> Iterator[Owned]:
+        """See `Provider.list_owned`: servers, and below them ports and volumes."""
+        servers = list(self._api.list_servers())  # first: what is made in between has a server by the next look
+        return owned(str(self._party.settings.deployment_id), servers, self._api.list_ports(), self._api.list_volumes())
+
+    def _servers_of(self, held: Held) -> list[Server]:
+        if held.allocation_id:
+            one = self._api.get_server(held.allocation_id)
+            return [one] if one is not None else []
+        found = (server for server in self._api.list_servers(held.name) if server.name == held.name)
+        return [server for server in found if is_of(server.name, server.marker)]
+
+    def _children_of(self, held: Held) -> list[str]:
+        things = [("port", port) for port in self._api.list_ports([held.name])]
+        if self._party.by == "reaper" or self._has_volumes:
+            things += [("volume", volume) for volume in self._api.list_volumes(held.name)]
+        return [
+            f"{kind} {thing.id}"
+            for kind, thing in things
+            if is_of(thing.name, thing.marker) and held.allocation_id in {"", thing.id}
+        ]
+
+    @property
+    def _has_volumes(self) -> bool:
+        return bool(self._nova.root_volume_gib or self._nova.data_volume_gib)
+
+    def _move_times(
+        self, grant: Grant, *, deadline: datetime | None = None, renewed_until: datetime | None = None
+    ) -> int:
+        """Of the ports: they are the record. A piece counts whose server is there and whose record could be written."""
+        servers = self._api.list_servers(grant.name(0).removesuffix("0"))
+        there = {server.name for server in servers if grant.owns(server.name, server.marker)}
+        until = renewed_until or self._api.now() + timedelta(seconds=self._settings.renew_for_s)
+        renewed: set[str] = set()
+        for port in self._api.list_ports(grant.names):
+            marker = port.marker
+            if marker is None or port.name not in grant.names or not grant.owns(port.name, marker):
+                continue
+            moved = replace(marker, renewed_until=until, deadline=deadline or marker.deadline)
+            if self._api.set_line(port.id, to_line(moved)):
+                renewed.add(port.name)
+        return len(renewed & there)
+
+    def _flavors(self) -> dict[str, Flavor]:
+        """Those that may be asked for, by name."""
+        wanted = self._nova.flavors
+        return {flavor.name: flavor for flavor in self._api.list_flavors() if not wanted or flavor.name in wanted}
+
+    def _flavor(self, request: LeaseRequest) -> tuple[Flavor, Offer]:
+        name = request.resource_class
+        if self._nova.flavors and name not in self._nova.flavors:
+            raise FlavorRefused(
+                f"flavor {name!r} is not one of those that may be asked for here",
+                seen=f"nova.flavors of the settings: {', '.join(sorted(self._nova.flavors))}",
+                next_step="ask for one of these, or add it to the settings",
+            )
+        flavor = self._flavors().get(name)
+        if flavor is None:
+            raise FlavorRefused(
+                f"there is no flavor {name!r}",
+                seen="Nova does not show this project one of this name",
+                next_step="see `openstack flavor list`; ask the operator for access to it",
+            )
+        expected = self._nova.flavors[name].expected if name in self._nova.flavors else None
+        return flavor, check_flavor(flavor, expected=expected, traits=request.traits)
+
+    def _room(self, flavor: Flavor, offer: Offer, *, held: int) -> Room:
+        return room_for(
+            flavor,
+            offer,
+            limits=self._api.limits(),
+            stock=self._api.stock(offer.needs, offer.traits),
+            held=held,
+            most=self._nova.most_servers,
+        )
+
+    def _acquisition(self, grant: Grant) -> ServerAcquisition:
+        flavor, offer = self._flavor(grant.request)
+
+        def give_back(held: Iterable[Held]) -> Steps[Any]:
+            return self.release(grant, held, reason=EndReason.NO_CAPACITY, on_evidence=lambda _: None)
+
+        def free() -> str:
+            held = sum(server.flavor == flavor.name for server in self._api.list_servers())
+            return self._room(flavor, offer, held=held).words
+
+        return ServerAcquisition(
+            self._api,
+            self._door,
+            self._party,
+            self._nova,
+            grant,
+            flavor=(flavor, offer),
+            give_back=give_back,
+            free=free,
+        )

@@ -1,0 +1,87 @@
+"""How a marker is kept where OpenStack has room for 255 characters a value. Pure.
+
+A server carries it as several metadata keys, written in the call that creates it and never again: Nova lets nobody
+change the metadata of a server that is being built, moved or has failed. A port and a volume carry it as one line in
+their description, which can be changed at any time. So the port, which is made first, is the record of a lease: its
+times are the ones that count (`nova_view`).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from mlops_sdk.capacity.lease import MARKER, Marker, priority_of
+
+LONGEST: Final = 255
+_FORM: Final = "mlops/1"
+_PARTS: Final = 11
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_metadata(marker: Marker) -> dict[str, str]:
+    """As metadata of a server: ``mlops.run_id``, ``mlops.deadline``, ..."""
+    return {f"{MARKER}.{key}": _to_text(value)[:LONGEST] for key, value in marker.to_json().items()}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> Marker | None:
+    """The marker in a server's metadata, or None when there is none or it is not one of ours."""
+    prefix = f"{MARKER}."
+    found = {key.removeprefix(prefix): _of_text(value) for key, value in metadata.items() if key.startswith(prefix)}
+    return Marker.parse({MARKER: found})
+
+
+def to_line(marker: Marker) -> str:
+    """As one line of at most 255 characters. An owner's name that is too long for it is cut."""
+    parts = (
+        _FORM,
+        uuid.UUID(marker.run_id).hex,
+        uuid.UUID(marker.deployment_id).hex,
+        marker.generation,
+        marker.index,
+        marker.nodes,
+        (marker.deadline - _EPOCH) // _MICROSECOND,
+        (marker.renewed_until - _EPOCH) // _MICROSECOND,
+        int(marker.priority),
+        int(marker.preemptible),
+    )
+    line = " ".join(str(part) for part in parts)
+    owner = marker.owner
+    while len(line) + 1 + len(quote(owner, safe="@")) > LONGEST:
+        owner = owner[:-1]
+    return f"{line} {quote(owner, safe='@')}"
+
+
+def from_line(line: str) -> Marker | None:
+    """The marker in a description, or None when it is not one of ours."""
+    parts = line.split(" ")
+    if len(parts) != _PARTS or parts[0] != _FORM:
+        return None
+    try:
+        return Marker(
+            run_id=str(uuid.UUID(parts[1])),
+            deployment_id=str(uuid.UUID(parts[2])),
+            generation=int(parts[3]),
+            index=int(parts[4]),
+            nodes=int(parts[5]),
+            deadline=_EPOCH + int(parts[6]) * _MICROSECOND,
+            renewed_until=_EPOCH + int(parts[7]) * _MICROSECOND,
+            priority=priority_of(parts[8]),
+            preemptible=parts[9] == "1",
+            owner=unquote(parts[10]),
+        )
+    except (ValueError, OverflowError):
+        return None
+
+
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _of_text(value: str) -> Any:
+    return {"true": True, "false": False}.get(value, value)
