@@ -125,6 +125,7 @@ class Holding:
             deadline=orders.deadline_of(grant.request),
             grace_s=self._settings.lease.grace_s,
             number=orders.credential,
+            provider=grant.request.provider,
         )
         with self._boundaries.around("credential.create", wanted.name, generation=self.number) as detail:
             self.credential = self._services.broker.mint(wanted, now=self._services.now())

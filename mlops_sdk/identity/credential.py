@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from mlops_sdk.capacity.lease import EndReason, from_iso, overdue, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, from_iso, overdue, to_iso
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import LeaseLost
 from mlops_sdk.identity.audit import Audit
+from mlops_sdk.identity.nova_rules import NOVA_CALLS
 from mlops_sdk.names import ResourceName, derive_secret, parse_resource_name, resource_name
 
 ROLES = ("member", "reader")
@@ -172,6 +173,7 @@ class CredentialRequest:
     deadline: datetime
     grace_s: float
     number: int = 0
+    provider: str = DEFAULT_PROVIDER
 
     @property
     def name(self) -> str:
@@ -277,7 +279,7 @@ class CredentialBroker:
             description=str(marker),
             expires_at=request.deadline + timedelta(seconds=request.grace_s),
             roles=ROLES,
-            access_rules=run_access_rules(request.run_id, request.generation),
+            access_rules=run_access_rules(request.run_id, request.generation, request.provider),
         )
 
     def _secret(self, request: CredentialRequest) -> str:
@@ -299,12 +301,18 @@ def first_name(name: str) -> str:
     return str(replace(parsed, index="cred"))
 
 
-def run_access_rules(run_id: uuid.UUID, generation: int) -> tuple[AccessRule, ...]:
-    """Exactly what a run does on Ironic, nothing else.
+def run_access_rules(run_id: uuid.UUID, generation: int, provider: str = DEFAULT_PROVIDER) -> tuple[AccessRule, ...]:
+    """Exactly what a run does at its provider, nothing else.
 
-    It makes, reads, renews and deletes allocations of its own names; sees machines; deploys and tears down. (A rule
-    holds a method and a path; "its own machines" cannot be said in one.)
+    On Ironic it makes, reads, renews and deletes allocations of its own names; sees machines; deploys and tears down.
+    (A rule holds a method and a path; "its own machines" cannot be said in one.)
     """
+    if provider == "nova":
+        return tuple(
+            AccessRule(service=service, method=method, path=path)
+            for service, calls in NOVA_CALLS.items()
+            for method, path in calls
+        )
     own = f"{_ALLOCATIONS}{resource_name(run_id, generation, 0).removesuffix('0')}*"
     calls = (
         ("POST", "/v1/allocations"),

@@ -41,17 +41,18 @@ class NovaHttp(ComputeApi):
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         self._found: dict[tuple[str, str], str] = {}
+        self._blind = False  # Placement has refused this login once
 
     def now(self) -> datetime:
         """Nova's clock, from the `Date` of its last reply; asks for one if there was none."""
         moment = self._cloud.now("compute")
         if moment is None:
-            self._get("compute", "/v2.1/servers", {"limit": "1"})
+            self._get("compute", "/v2.1/limits")
             moment = self._cloud.now("compute")
         if moment is None:
             raise RemoteError(
                 "Nova's replies have no Date header",
-                seen="GET /v2.1/servers",
+                seen="GET /v2.1/limits",
                 next_step="check what stands between us and Nova; leases are judged by Nova's clock",
             )
         return moment
@@ -229,11 +230,12 @@ class NovaHttp(ComputeApi):
 
     def _placement(self, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
         """None where this login may not look."""
-        if not self._cloud.has("placement"):
+        if self._blind or not self._cloud.has("placement"):
             return None
         try:
             return self._cloud.request("placement", "GET", path, params=query, headers=_PLACEMENT).body
         except AccessDenied:
+            self._blind = True
             return None
 
     def _get(
