@@ -22,9 +22,11 @@ from mlops_sdk.capacity.providers.nova_api import ComputeApi
 from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
 from mlops_sdk.capacity.providers.nova_marker import to_line
 from mlops_sdk.capacity.providers.nova_release import ServerReturn
+from mlops_sdk.capacity.providers.nova_sights import sights_of
 from mlops_sdk.capacity.providers.nova_supply import Room, room_for
 from mlops_sdk.capacity.providers.nova_view import NAME, Server, in_force, is_of, judge, owned, records
 from mlops_sdk.capacity.quote import Quote, Supply, priced
+from mlops_sdk.capacity.watching import Sight
 from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import FlavorRefused, SettingsError
 from mlops_sdk.names import run_key
@@ -169,6 +171,11 @@ class NovaLeases(Provider):
         """See `Provider.list_owned`: servers, and below them ports and volumes."""
         servers = list(self._api.list_servers())  # first: what is made in between has a server by the next look
         return owned(str(self._party.settings.deployment_id), servers, self._api.list_ports(), self._api.list_volumes())
+
+    def sights(self) -> dict[str, Sight]:
+        """See `Watchable.sights`."""
+        servers = list(self._api.list_servers())
+        return sights_of(servers, self._api.list_ports())
 
     def _servers_of(self, held: Held) -> list[Server]:
         if held.allocation_id:

@@ -18,7 +18,8 @@ from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
 from mlops_sdk.capacity.providers.nova_door import Door
 from mlops_sdk.capacity.providers.nova_make import Maker
 from mlops_sdk.capacity.providers.nova_states import AcquireStep, Refusal, acquire_step, chosen
-from mlops_sdk.capacity.providers.nova_view import Server, age
+from mlops_sdk.capacity.providers.nova_view import NAME, Server, age
+from mlops_sdk.capacity.watching import Phase, Watched
 from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import HostKeyMismatch, LeaseLost, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.identity.ssh_keys import client_key, host_key
@@ -190,7 +191,20 @@ class ServerAcquisition:
             if len(ready) == self._grant.request.nodes:
                 return "", tuple(ready[index] for index in sorted(ready))
             self._check_time(end, watch)
-            yield next(pause)
+            left = [
+                server
+                for index, name in enumerate(self._grant.names)
+                if index not in ready and (server := chosen(seen.get(name, ())))
+            ]
+            yield self._pause(next(pause), left, end)
+
+    def _pause(self, seconds: float, left: Collection[Server], end: float) -> float:
+        """Until one of these is built, if that is all that is missing; a closed door is tried again soon."""
+        if any(acquire_step(server) is not AcquireStep.WAIT for server in left):
+            return seconds
+        at_most_s = max(0.0, end - self._party.clock.monotonic())
+        keys = [server.name for server in left]
+        return Watched(seconds, provider=NAME, keys=keys, at_most_s=at_most_s, quiet={Phase.COMING})
 
     def _let_in(self, index: int, server: Server, watch: Watch, *, noted: bool) -> Node | None:
         """The machine, if it lets us in; from the first try on it counts as in use."""

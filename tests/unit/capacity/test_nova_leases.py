@@ -17,6 +17,7 @@ from mlops_sdk.capacity.provider import Grant, Party, Provider
 from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_api import ServerOrder, VolumeOrder
 from mlops_sdk.capacity.providers.nova_marker import to_line, to_metadata
+from mlops_sdk.capacity.watching import Phase, Watched
 from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import FlavorRefused, LeaseLost, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.testing.clock import FakeClock
@@ -307,4 +308,31 @@ def test_extending_is_seen_by_whoever_judges_the_lease(site: Site):
     later = grant.request.deadline + timedelta(hours=1)
     site.open().extend(replace(grant, request=replace(grant.request, deadline=later)))
     assert {item.marker.deadline for item in site.open().list_owned()} == {later}
+    site.bench.release(grant)
+
+
+def test_a_shared_poller_sees_every_server_with_the_times_of_its_record(site: Site):
+    grant = lease(site)
+    steps = site.open().acquire(grant)
+    phases: list[Phase] = []
+    try:
+        while True:
+            pause = next(steps)
+            sights = site.open().sights()
+            if grant.name(0) in sights:
+                phases.append(sights[grant.name(0)].phase)
+            if isinstance(pause, Watched):
+                assert (pause.provider, pause.keys) == ("nova", {grant.name(0)})
+            site.clock.sleep(pause)
+    except StopIteration as done:
+        (node,) = done.value
+    sight = site.open().sights()[grant.name(0)]
+    assert sorted(set(phases), key=phases.index) == [Phase.COMING]
+    assert (sight.phase, sight.node_id) == (Phase.READY, node.id)
+    assert sight.renewed_until is not None
+    site.clock.sleep(3)
+    site.open().renew(grant)
+    renewed = site.open().sights()[node.id].renewed_until
+    assert renewed is not None
+    assert renewed > sight.renewed_until
     site.bench.release(grant)
