@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 # name -> (module, what it measures). A module is imported only when its benchmark runs, so a peer that is not
 # installed here costs nobody else anything.
 REGISTRY: dict[str, tuple[str, str]] = {
+    "leaks": (
+        "benchmarks.leaks",
+        "failures at every call of a lease, in simulation: what leaks, what is wrongly deleted",
+    ),
     "loop": ("benchmarks.loop", "a push to a training step, a drift to an answer: ours, empty tasks, stock Airflow"),
     "prompts": ("benchmarks.prompts", "drift of served prompts: false alarms, delay, microseconds per prompt"),
     "stack": ("benchmarks.stack", "the embedded stack: seconds to ready and memory, from nothing and again"),
+    "waits": ("benchmarks.waits", "10,000 waits in the triggerer on PostgreSQL: delay, loop lag, calls, memory"),
 }
 
 
@@ -37,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:<12} {what}")
         return 0
     benchmark: Benchmark = importlib.import_module(REGISTRY[arguments.name][0])  # type: ignore[assignment]
-    report = benchmark.run(Options(quick=arguments.quick, seed=arguments.seed))
+    options = Options(
+        quick=arguments.quick, seed=arguments.seed, schedules=arguments.schedules, replay=arguments.replay
+    )
+    report = benchmark.run(options)
     print(last_line(arguments.name, report), flush=True)
     return 0
 
@@ -48,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the benchmarks and what they measure")
     parser.add_argument("--quick", action="store_true", help="within 60 s on 2 cores, at reduced size")
     parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random")
+    parser.add_argument("--schedules", type=int, default=0, help="leaks: how many schedules in all")
+    parser.add_argument("--replay", default="", help="leaks: run this one again, and print every call")
     return parser
 
 

@@ -16,10 +16,17 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operato
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a benchmark is asked to run: `quick` means within 60 s on 2 cores, at reduced size."""
+    """How a benchmark is asked to run: `quick` means within 60 s on 2 cores, at reduced size.
+
+    Attributes:
+        schedules: Of `leaks`: how many; 0 for its usual number.
+        replay: Of `leaks`: the one to run again, with every call printed.
+    """
 
     quick: bool = False
     seed: int = 0
+    schedules: int = 0
+    replay: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Pure: no clock, no socket, no file, no randomness.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import re
@@ -22,6 +23,7 @@ def run_id_for(deployment_id: uuid.UUID, *parts: str) -> uuid.UUID:
     return uuid.uuid5(deployment_id, "/".join(parts))
 
 
+@functools.lru_cache(maxsize=1024)
 def run_key(run_id: uuid.UUID) -> str:
     """The 12 base32 characters (60 bits) by which outside resources name their run."""
     return base64.b32encode(run_id.bytes)[:_KEY_LENGTH].decode().lower()
@@ -52,6 +54,7 @@ def resource_name(run_id: uuid.UUID, generation: int, index: int | str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_resource_name(name: str) -> ResourceName | None:
     """The parts of one of our names, or None for anything that is not ours."""
     match = _NAME.match(name)

@@ -7,8 +7,8 @@ deploying asks for no allocation; the time is in the `Date` of each reply, in wh
 
 from __future__ import annotations
 
-import copy
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,8 @@ class FakeNode:
     """A machine, and how it behaves.
 
     Attributes:
-        fails: Which of ``deploy``, ``tear_down`` and ``clean`` fail; ``hang`` never calls back.
+        fails: How many more times ``deploy``, ``tear_down`` and ``clean`` fail; ``hang``: so many never call back.
+        history: What happened to it, newest first.
         user: Name of the allocation, or ``""``, under which it was deployed last; "nobody" without one.
         next: What becomes of it, and when.
     """
@@ -55,7 +56,9 @@ class FakeNode:
     last_error: str = ""
     allocation: str = ""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
-    fails: set[str] = field(default_factory=set[str])
+    maintenance_reason: str = ""
+    fails: Counter[str] = field(default_factory=Counter[str])
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     locked: bool = False
     user: str = ""
     next: tuple[float, str] = (_NEVER, "")
@@ -176,24 +179,35 @@ class FakeIronic:
         if state == "torn down":
             self._drop_allocation_of(node)
             node.power_state = "power off"
-            if "tear_down" in node.fails:
+            if _takes(node, "tear_down"):
                 node.provision_state, node.last_error = "error", "Failed to tear down: the BMC does not answer"
                 return
-            then = "clean failed" if "clean" in node.fails else "available"
-            self._change(node, to="cleaning", at=at + self.pace.clean_s, then=then)
+            self._clean(node, at)
         elif state == "available":
-            finished = START + timedelta(seconds=at + self.offset_s)
-            node.extra["cleaned"] = {"finished_at": finished.isoformat(), "steps": ["erase_devices"]}
+            self._record(node, at, "automated_cleaning_end", "Automated Cleaning completed successfully with steps=[]")
             node.provision_state, node.last_error, node.user = state, "", ""
             if self.on_free is not None:
                 self.on_free(node)
         elif state == "clean failed":
+            words = "Automated Cleaning aborted at step 'erase_devices' with steps=[]"
+            self._record(node, at, "automated_cleaning_end", words, severity="ERROR")
             node.provision_state, node.maintenance, node.fault = state, True, "clean failure"
-            node.last_error = "Failed to clean: a disk is stuck"
+            node.last_error = node.maintenance_reason = "Failed to clean: a disk is stuck"
         elif state == "deploy failed":
             node.provision_state, node.last_error = state, "the machine did not boot"
         else:
             node.provision_state, node.power_state = state, "power on"
+
+    def _clean(self, node: FakeNode, at: float) -> None:
+        steps = [{"step": "erase_devices", "interface": "deploy", "priority": 10}]
+        self._record(node, at, "automated_cleaning_start", f"Starting automated cleaning with steps={steps}")
+        then = "clean failed" if _takes(node, "clean") else "available"
+        self._change(node, to="cleaning", at=at + self.pace.clean_s, then=then)
+
+    def _record(self, node: FakeNode, at: float, kind: str, words: str, *, severity: str = "INFO") -> None:
+        moment = START + timedelta(seconds=at + self.offset_s)
+        raw = {"created_at": moment.isoformat(), "event_type": kind, "event": words, "severity": severity}
+        node.history.insert(0, raw)
 
     def _drop_allocation_of(self, node: FakeNode) -> None:
         for name in [name for name, found in self.allocations.items() if found.id == node.allocation]:
@@ -238,7 +252,7 @@ class FakeIronic:
             name=name,
             resource_class=str(body["resource_class"]),
             traits=tuple(body.get("traits") or ()),
-            extra=copy.deepcopy(dict(body.get("extra") or {})),
+            extra=copied(body.get("extra") or {}),
             created_at=self.now().isoformat(),
             due=self._monotonic() + self.pace.allocate_s,
         )
@@ -261,46 +275,61 @@ class FakeIronic:
 
     def _on_nodes(self, call: Call, ident: str, project: str, rest: list[str]) -> Answer:
         if ident in {"", "detail"}:
-            shown = [_node(node) for node in self.nodes.values() if node.project == project]
-            return Answer(status=200, body=_page("nodes", shown, call))
+            found = [_node(node) for node in self.nodes.values() if node.project == project]
+            return Answer(status=200, body=_page("nodes", found, call))
         node = self.nodes.get(ident)
         if node is None or node.project != project:
             return fault(404, f"Node {ident} could not be found.")
-        if not rest:
-            return Answer(status=200, body=_node(node))
-        if rest == ["states", "provision"] and call.method == "PUT":
-            return self._provision(node, str(call.body["target"]))
-        return fault(404, f"The resource could not be found: {call.path}")
-
-    def _provision(self, node: FakeNode, target: str) -> Answer:
+        if call.method == "GET":
+            shown = {"history": [dict(raw) for raw in node.history]} if rest == ["history"] else _node(node)
+            return Answer(status=200, body=shown)
         if node.locked:
             return fault(409, _locked(node))
+        if rest == ["maintenance"]:
+            return _maintain(node, call)
+        return self._provision(node, str(call.body["target"]))
+
+    def _provision(self, node: FakeNode, target: str) -> Answer:
         now = self._monotonic()
-        if target == "active" and node.provision_state == "available":
-            if node.maintenance:
-                return fault(400, f"The deploy operation can't be performed on node {node.id}: it is in maintenance.")
-            holder = next((a.name for a in self.allocations.values() if a.id == node.allocation), "nobody")
-            node.user = holder
-            if "hang" in node.fails:
-                node.provision_state = "wait call-back"
-            else:
-                then = "deploy failed" if "deploy" in node.fails else "active"
-                self._change(node, to="deploying", at=now + self.pace.deploy_s, then=then)
-            return Answer(status=202)
-        if target == "deleted" and node.provision_state in _TEARS_DOWN_FROM:
-            self._change(node, to="deleting", at=now + self.pace.tear_down_s, then="torn down")
-            return Answer(status=202)
-        return fault(
-            400,
-            f'The requested action "{target}" can not be performed on node "{node.id}" while it is in state '
-            f'"{node.provision_state}".',
-        )
+        if target == "active" and node.maintenance:
+            return fault(400, f"The deploy operation can't be performed on node {node.id}: it is in maintenance.")
+        match (target, node.provision_state):
+            case ("active", "available"):
+                self._deploy(node, now)
+            case ("deleted", state) if state in _TEARS_DOWN_FROM:
+                self._change(node, to="deleting", at=now + self.pace.tear_down_s, then="torn down")
+            case ("manage", "clean failed" | "available"):
+                node.provision_state = "manageable"
+            case ("provide", "manageable"):
+                self._clean(node, now)
+            case ("abort", "wait call-back"):
+                node.provision_state, node.last_error = "deploy failed", "Deployment was aborted by request"
+            case (_, state):
+                words = f'The requested action "{target}" can not be performed on node "{node.id}" while it is in state'
+                return fault(400, f'{words} "{state}".')
+        return Answer(status=202)
+
+    def _deploy(self, node: FakeNode, now: float) -> None:
+        """Asks for no allocation, as the real one asks for none."""
+        node.user = next((found.name for found in self.allocations.values() if found.id == node.allocation), "nobody")
+        if _takes(node, "hang"):
+            node.provision_state = "wait call-back"
+            return
+        then = "deploy failed" if _takes(node, "deploy") else "active"
+        self._change(node, to="deploying", at=now + self.pace.deploy_s, then=then)
 
     def _http_date(self) -> str:
         second = int(self._monotonic() + self.offset_s)
         if self._date[0] != second:
             self._date = (second, format_datetime(START + timedelta(seconds=second), usegmt=True))
         return self._date[1]
+
+
+def copied(value: Any) -> Any:
+    """A copy of what JSON can say, all the way down."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 def fault(status: int, words: str) -> Answer:
@@ -310,13 +339,27 @@ def fault(status: int, words: str) -> Answer:
     )
 
 
+def _takes(node: FakeNode, what: str) -> bool:
+    """Whether it fails this time."""
+    node.fails[what] -= 1
+    return node.fails[what] >= 0
+
+
+def _maintain(node: FakeNode, call: Call) -> Answer:
+    node.maintenance = call.method == "PUT"
+    node.maintenance_reason = str((call.body or {}).get("reason") or "")
+    if not node.maintenance:
+        node.fault = ""
+    return Answer(status=202)
+
+
 def _locked(node: FakeNode) -> str:
     return f"Node {node.id} is locked by host conductor-1, please retry after the current operation is completed."
 
 
 def _patch(found: FakeAllocation, patch: list[dict[str, Any]]) -> Answer:
     """RFC 6902, "replace" below ``/extra``: all of it or nothing."""
-    changed = copy.deepcopy(found.extra)
+    changed = copied(found.extra)
     for operation in patch:
         *path, last = operation["path"].removeprefix("/extra/").split("/")
         target: Any = changed
@@ -349,7 +392,7 @@ def _allocation(found: FakeAllocation) -> dict[str, Any]:
         "created_at": found.created_at,
         "resource_class": found.resource_class,
         "traits": list(found.traits),
-        "extra": copy.deepcopy(found.extra),
+        "extra": copied(found.extra),
     }
 
 
@@ -360,6 +403,7 @@ def _node(node: FakeNode) -> dict[str, Any]:
         "provision_state": node.provision_state,
         "power_state": node.power_state,
         "maintenance": node.maintenance,
+        "maintenance_reason": node.maintenance_reason or None,
         "fault": node.fault or None,
         "last_error": node.last_error or None,
         "allocation_uuid": node.allocation or None,
@@ -368,7 +412,7 @@ def _node(node: FakeNode) -> dict[str, Any]:
         "resource_class": node.resource_class,
         "traits": list(node.traits),
         "properties": {"gpus": 8},
-        "extra": copy.deepcopy(node.extra),
+        "extra": copied(node.extra),
         "reservation": "conductor-1" if node.locked else None,
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -25,6 +24,7 @@ from mlops_sdk.testing.http_cloud.s3 import Listing, S3Failure
 _UNAUTHORIZED: Final = 401
 _ERROR: Final = 400
 _SERVER_ERROR: Final = 500
+_JITTER_S: Final = 0.5  # of stamina, at its middle
 _S3_TRIES: Final = 4
 _S3_AGAIN: Final = {500, 502, 503, 504, 429}
 _SERVICES: Final[Mapping[str, ServiceName]] = {"identity": "identity", "baremetal": "baremetal"}
@@ -78,7 +78,7 @@ class LightCloud(Cloud):
             except ServiceUnavailable:
                 if attempt == tries:
                     raise
-                self._pause(0.2 * 2 ** (attempt - 1))
+                self._pause(min(0.2 * 2 ** (attempt - 1) + _JITTER_S, 2.0))
         raise AssertionError("unreachable")  # pragma: no cover
 
     def user_id(self) -> str:
@@ -102,7 +102,16 @@ class LightCloud(Cloud):
     def _logged_in(self, call: Call) -> Answer:
         if not self._token:
             self._log_in()
-        answer = self._carried(replace(call, headers={**call.headers, "x-auth-token": self._token}))
+        answer = self._carried(
+            Call(
+                service=call.service,
+                method=call.method,
+                path=call.path,
+                query=call.query,
+                headers={**call.headers, "x-auth-token": self._token},
+                body=call.body,
+            )
+        )
         self._set_clock(call.service, answer.headers.get("Date", ""))
         return answer
 

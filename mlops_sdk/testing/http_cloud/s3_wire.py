@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
@@ -11,7 +12,7 @@ from xml.sax.saxutils import escape
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.exceptions import ReadTimeoutError
-from botocore.retries import quota
+from botocore.retries import quota, standard
 
 from mlops_sdk.config import S3Settings
 from mlops_sdk.objects import connect_s3
@@ -37,7 +38,7 @@ def s3_through(settings: S3Settings, send: Send) -> S3Client:
 
 
 def s3_to_reuse(settings: S3Settings, send: Send) -> tuple[S3Client, Callable[[], None]]:
-    """The same, and what makes it forget how often it has retried: a client is dear to make."""
+    """The same, with an even back-off, and what makes it forget how often it has retried: a client is dear to make."""
     budgets: list[quota.RetryQuota] = []
 
     class Counted(quota.RetryQuota):
@@ -45,7 +46,8 @@ def s3_to_reuse(settings: S3Settings, send: Send) -> tuple[S3Client, Callable[[]
             super().__init__(*args, **options)
             budgets.append(self)
 
-    with mock.patch.object(quota, "RetryQuota", Counted):
+    even = functools.partial(standard.ExponentialBackoff, random=lambda: 0.5)
+    with mock.patch.object(quota, "RetryQuota", Counted), mock.patch.object(standard, "ExponentialBackoff", even):
         client = connect_s3(settings)
 
     def carry(request: AWSPreparedRequest, **_: Any) -> AWSResponse:

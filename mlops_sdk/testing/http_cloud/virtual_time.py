@@ -7,7 +7,6 @@ one after the other, and a lock that is taken is waited for in the world's time.
 from __future__ import annotations
 
 import importlib
-import random
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ _LOCKS: Final = (
 )
 _POOLS: Final = ("mlops_sdk.journal", "mlops_sdk.capacity.records")
 _SLEEPS: Final = ("botocore.endpoint", "keystoneauth1.session", "tenacity.nap")
+_JITTERS: Final = ("stamina._core",)
 
 
 class WorldTime(Protocol):
@@ -61,15 +61,11 @@ def virtual_time(world: Callable[[], WorldTime]) -> Generator[None]:
             (_LOCKS, "threading", threads),
             (_POOLS, "ThreadPoolExecutor", _InTurn),
             (_SLEEPS, "time", time),
+            (_JITTERS, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),
         ):
             for name in names:
                 stack.enter_context(mock.patch.object(importlib.import_module(name), attribute, stands_in))
         yield
-
-
-def seed(number: int) -> None:
-    """Make the jitter of the libraries' back-off the same each time."""
-    random.seed(number)
 
 
 class _Lock:

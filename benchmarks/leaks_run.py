@@ -1,0 +1,163 @@
+"""Runs one schedule and says what came of it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.leaks_faults import Kind
+from benchmarks.leaks_judge import Judge
+from benchmarks.leaks_life import BUCKET, LIVES, SETTINGS, LightWire, Wire, hold, live, reap, settle_neighbours
+from benchmarks.leaks_schedules import Schedule
+from benchmarks.leaks_world import Process, World
+from mlops_sdk.errors import MlopsError
+from mlops_sdk.testing.http_cloud.ironic import FakeNode, Pace
+from mlops_sdk.testing.http_cloud.virtual_time import virtual_time
+
+LONG_S: Final = 3000.0
+_PACE: Final = Pace()
+_COLLECT_EVERY: Final = 100
+_MESSAGES_S: Final = 15.0
+_STANDING: Final = {Kind.FROZEN, Kind.CLOCK_JUMP, Kind.OUTAGE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a schedule.
+
+    Attributes:
+        schedule: Which.
+        calls: How many calls were sent.
+        left: What was still there of the dead at the end.
+        wrong: What was taken from somebody who may have it.
+        took_s: How long it took from the death of the last process of the run until nothing was left; None where the
+            reapers themselves failed, or the clock, so that no bound is promised.
+        window: How often a lease was taken that was renewed between the look and the act.
+        errors: What ended a process other than an error of the library.
+        trace: One line a call, if it was asked for.
+    """
+
+    schedule: Schedule
+    calls: int
+    left: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    took_s: float | None = None
+    window: int = 0
+    errors: tuple[str, ...] = ()
+    trace: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Nothing leaked, nobody was touched, and in time."""
+        return not (self.left or self.wrong or self.errors or self.late)
+
+    @property
+    def late(self) -> bool:
+        """Whether it took longer than promised."""
+        return self.took_s is not None and self.took_s > bound_s()
+
+
+def bound_s() -> float:
+    """Renewal + one period + cleaning, as promised; and what a deployment under way takes to come to its end."""
+    lease = SETTINGS.lease
+    cleaning = _PACE.tear_down_s + _PACE.clean_s + 2 * lease.poll_s
+    return lease.renew_for_s + lease.clock_skew_s + 1 + lease.reaper_period_s + _PACE.deploy_s + cleaning + _MESSAGES_S
+
+
+class _Current:
+    """The world whose time it is."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.count = 0
+
+    def get(self) -> World:
+        if self.world is None:
+            raise RuntimeError("no schedule runs")
+        return self.world
+
+
+CURRENT: Final = _Current()
+
+
+@contextmanager
+def stage() -> Generator[None]:
+    """Within it schedules can be run."""
+    reaper = logging.getLogger("mlops.reaper")
+    said, reaper.disabled = reaper.disabled, True  # it tells of every outage that we make
+    gc.disable()  # a world ends as a whole: collected now and then by `run_schedule`
+    try:
+        with virtual_time(CURRENT.get):
+            yield
+    finally:
+        gc.enable()
+        reaper.disabled = said
+
+
+def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool = False) -> Result:
+    """Run one. Equal schedules have equal results."""
+    world = CURRENT.world = World(schedule.seed, schedule.plan, pace=_PACE, traced=traced)
+    wire = wire or LightWire()
+    judge = Judge(world, SETTINGS, settle_neighbours(world), BUCKET)
+    _spoil(world, schedule.spoiled)
+    if schedule.tenants:
+        _let_tenants_in(world)
+    processes: list[Process] = []
+    run = live(world, wire, LIVES[schedule.life], schedule.nodes)
+    for number in range(schedule.reapers):
+        first = world.random.random() * SETTINGS.lease.reaper_period_s
+        reap(world, wire, processes, name=f"reaper-{number}", after_s=first)
+    world.run(LONG_S, lambda: run.dead and not world.late and not judge.left())
+    processes.append(run)
+    result = Result(
+        schedule=schedule,
+        calls=world.calls,
+        left=tuple(judge.left()),
+        wrong=(*judge.wrong, *judge.touched()),
+        took_s=_took_s(schedule, world, run),
+        window=judge.window,
+        errors=tuple(_unexpected(processes)),
+        trace=tuple(world.trace or ()),
+    )
+    world.end(processes)
+    CURRENT.count += 1
+    if CURRENT.count % _COLLECT_EVERY == 0:
+        gc.collect()
+    return result
+
+
+def _took_s(schedule: Schedule, world: World, run: Process) -> float | None:
+    kinds = {fault.kind for fault in schedule.plan.values()}
+    if schedule.spoiled or world.reapers_failed or kinds & _STANDING:
+        return None
+    return world.now - max(run.ended_at, world.last_late)
+
+
+def _spoil(world: World, spoiled: str) -> None:
+    what, _, times = spoiled.partition(":")
+    if what:
+        next(iter(world.cloud.ironic.nodes.values())).fails[what] = int(times)
+
+
+def _let_tenants_in(world: World) -> None:
+    """Whoever waits for a machine takes it the moment it is free, and works on it for ever."""
+
+    def take(node: FakeNode) -> Callable[[], None]:
+        def work() -> None:
+            if node.provision_state == "available" and not node.allocation and not node.maintenance:
+                hold(world, node, f"tenant-{node.name}")
+
+        return work
+
+    world.cloud.ironic.on_free = lambda node: world.at(world.now + world.random.random(), take(node))
+
+
+def _unexpected(processes: Iterable[Process]) -> Generator[str]:
+    for process in processes:
+        for error in process.errors:
+            if not isinstance(error, MlopsError):
+                yield f"{process.name} ended with {error!r}"

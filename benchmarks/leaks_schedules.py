@@ -1,0 +1,116 @@
+"""Schedules: what happens in one world, drawn from a seed or told exactly; each has one line that replays it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from benchmarks.leaks_faults import SINGLES, Fault, Kind, drawn
+from benchmarks.leaks_life import LIVES
+
+_CALLS: Final = {"release": 110, "generations": 190, "begin": 80, "attach": 130}  # about so many with one machine
+_MORE: Final = 40  # with each further one
+_PAIR_KINDS: Final = (
+    Fault(kind=Kind.CRASH_BEFORE),
+    Fault(kind=Kind.CRASH_AFTER),
+    Fault(kind=Kind.LOST_REPLY),
+    Fault(kind=Kind.TIMEOUT),
+)
+_SPOILS: Final = ("", "", "", "", "", "deploy", "hang", "tear_down", "clean")
+_MOST_FAULTS: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One.
+
+    Attributes:
+        seed: For how long messages take and who acts first.
+        life: Which program runs.
+        nodes: How many machines it leases.
+        reapers: How many there are.
+        tenants: Whether others take each machine as soon as it is free.
+        spoiled: What fails on the first machine, and how often: ``clean:2``.
+        plan: Which call fails how.
+    """
+
+    seed: int
+    life: str = "release"
+    nodes: int = 2
+    reapers: int = 1
+    tenants: bool = False
+    spoiled: str = ""
+    plan: dict[int, Fault] = field(default_factory=dict[int, Fault])
+
+    def __str__(self) -> str:
+        faults = ",".join(f"{k}={fault.kind.name.lower()}:{fault.seconds:g}" for k, fault in sorted(self.plan.items()))
+        tenants = int(self.tenants)
+        return f"{self.seed};{self.life};{self.nodes};{self.reapers};{tenants};{self.spoiled};{faults}"
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """From its line, or from the seed that it was drawn from.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if text.isdigit():
+            return draw(int(text))
+        seed, life, nodes, reapers, tenants, spoiled, faults = text.split(";")
+        plan: dict[int, Fault] = {}
+        for each in filter(None, faults.split(",")):
+            k, _, fault = each.partition("=")
+            kind, _, seconds = fault.partition(":")
+            plan[int(k)] = Fault(kind=Kind[kind.upper()], seconds=float(seconds))
+        return cls(
+            seed=int(seed),
+            life=life,
+            nodes=int(nodes),
+            reapers=int(reapers),
+            tenants=tenants == "1",
+            spoiled=spoiled,
+            plan=plan,
+        )
+
+
+def draw(seed: int) -> Schedule:
+    """One with some failures, drawn from a seed."""
+    source = random.Random(seed)  # noqa: S311 - of a simulation
+    count = source.choice((1, 1, 2, 2, 2, 3, 4, _MOST_FAULTS))
+    spoil = source.choice(_SPOILS)
+    life, nodes = source.choice(list(LIVES)), source.choice((1, 1, 1, 2, 2, 3))
+    calls = _CALLS[life] + _MORE * (nodes - 1)
+    return Schedule(
+        seed=seed,
+        life=life,
+        nodes=nodes,
+        reapers=source.choice((1, 1, 2)),
+        tenants=source.random() < 0.5,  # noqa: PLR2004 - a coin
+        spoiled=f"{spoil}:{source.choice((1, 2, 9))}" if spoil else "",
+        plan={source.randint(1, calls): drawn(source) for _ in range(count)},
+    )
+
+
+def singles(calls: dict[str, int]) -> Iterator[Schedule]:
+    """Each failure at each call of each life.
+
+    Args:
+        calls: How many calls each life has.
+    """
+    for life, count in calls.items():
+        for k in range(1, count + 1):
+            for number, fault in enumerate(SINGLES):
+                yield Schedule(seed=k * 100 + number, life=life, nodes=1, tenants=bool(k % 2), plan={k: fault})
+
+
+def pairs(calls: dict[str, int]) -> Iterator[Schedule]:
+    """A crash, a lost reply or a time-out at each call of each life, and another at each later one."""
+    base = Schedule(seed=0, nodes=1)
+    for life, count in calls.items():
+        for first in range(1, count + 1):
+            for second in range(first + 1, count + 1):
+                for one in _PAIR_KINDS:
+                    for other in _PAIR_KINDS:
+                        yield replace(base, seed=first * 1000 + second, life=life, plan={first: one, second: other})
