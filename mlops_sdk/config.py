@@ -151,6 +151,7 @@ class LeaseSettings(_Group):
 
     renew_for_s: float = Field(default=120.0, gt=0, description="each renewal extends the hold by this much")
     grace_s: float = Field(default=900.0, ge=0, description="credential expiry = deadline + grace")
+    notice_s: float = Field(default=120.0, ge=0, description="a job is told so long before its lease ends")
     clock_skew_s: float = Field(default=2.0, ge=0)
     reaper_period_s: float = Field(default=10.0, gt=0)
     deploy_timeout_s: float = Field(default=1800.0, gt=0)

@@ -10,6 +10,8 @@
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
+    │   ├── LeaseEnding            a job was told that its lease ends, and stopped; it resumes on the next one
+    │   │   └── Preempted          somebody of a higher priority needs the machines
     │   ├── ImpossibleEvent        a journal tells of something that cannot happen to a lease in its state
     │   ├── LeasesOverdue          something is held past its time, and nobody has taken it back
     │   ├── BudgetExceeded         the owner's budget has no room for it
@@ -116,6 +118,14 @@ class NodeFailed(CapacityError):
 
 class LeaseLost(CapacityError):
     """The lease ended, or the name belongs to somebody else."""
+
+
+class LeaseEnding(CapacityError):
+    """A job was told that its lease ends at its deadline, and stopped; it resumes on the next lease."""
+
+
+class Preempted(LeaseEnding):
+    """A job was told that somebody of a higher priority needs its machines, and stopped; it resumes on the next."""
 
 
 class ImpossibleEvent(CapacityError):

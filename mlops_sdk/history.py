@@ -10,7 +10,7 @@ from typing import Any
 from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, from_iso, priority_of, to_iso
-from mlops_sdk.capacity.lifecycle import OVER, LeaseEvent, LeaseState, advance
+from mlops_sdk.capacity.lifecycle import OVER, EndReason, LeaseEvent, LeaseState, advance
 from mlops_sdk.errors import ImpossibleEvent
 from mlops_sdk.journal import Entry, EntryKind
 
@@ -179,6 +179,7 @@ _EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
     ("allocation.create", EntryKind.INTENT): LeaseEvent.BEGUN,
     ("lease", EntryKind.OUTCOME): LeaseEvent.LEASED,
     ("lease.extend", EntryKind.OUTCOME): LeaseEvent.EXTENDED,
+    ("lease.notice", EntryKind.EVENT): LeaseEvent.NOTICED,
     ("release", EntryKind.INTENT): LeaseEvent.GIVING_BACK,
     ("release", EntryKind.OUTCOME): LeaseEvent.RETURNED,
 }
@@ -191,6 +192,8 @@ def _apply(generation: Generation, entry: Entry) -> None:
         generation.request = generation.request or request_from_json(data["request"])
     elif entry.action == "lease.extend" and entry.kind is EntryKind.OUTCOME:
         _extend(generation, entry)
+    elif entry.action == "lease.notice" and EndReason(data["reason"]) is not EndReason.DEADLINE:
+        generation.ends_at = from_iso(str(data["ends_at"]))
     elif entry.action == "credential.create":
         generation.credentials.add(entry.resource)
     elif entry.action == "credential.revoke" and entry.kind is EntryKind.OUTCOME:

@@ -16,7 +16,7 @@ from mlops_sdk.capacity.lifecycle import HOLDS, EndReason, LeaseState
 from mlops_sdk.capacity.line import Line
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.order_book import OrderBook
-from mlops_sdk.capacity.orders import Orders, extended
+from mlops_sdk.capacity.orders import Notice, Orders, extended, notice_of
 from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Turn
@@ -68,6 +68,7 @@ class Holding:
         self._book = OrderBook(services.store, run_key(run_id), number)
         self._orders = Orders()
         self._asked: LeaseRequest | None = None
+        self._noticed: Notice | None = None
 
     def state(self) -> Generation:
         """What the journal tells of it."""
@@ -153,6 +154,17 @@ class Holding:
             self._note_extended(grant)
         self._orders, self._grant = orders, grant
         return grant
+
+    def notice(self) -> Notice | None:
+        """The notice that this lease has now; the journal is told when it gets one. By the orders of the last beat."""
+        if self._asked is None:
+            return None
+        notice_s = self._settings.lease.notice_s
+        found = notice_of(self._orders, self._asked, now=self._services.now(), notice_s=notice_s)
+        if found is not None and found != self._noticed:
+            self._journal.note(EntryKind.EVENT, "lease.notice", generation=self.number, **found.to_json())
+        self._noticed = found
+        return found
 
     def extend(self, deadline: datetime) -> datetime:
         """Give the lease a later deadline, from whatever process; the latest that was decided.

@@ -16,7 +16,7 @@ What waits (`lease`, `release`, `next_generation`) exists a second time as steps
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,8 +28,9 @@ from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.capacity.reservations import reserve
-from mlops_sdk.errors import ImpossibleEvent, LeaseLost, MlopsError, NoCapacity
+from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, MlopsError, NoCapacity, Preempted
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json
 from mlops_sdk.holding import Holding, known
@@ -268,6 +269,14 @@ class Run:
                 next_step="release, and lease again with run.next_generation()",
             )
 
+    def ending(self) -> Notice | None:
+        """The notice that the lease has, or None while its end is not near. For `run_job` and whoever works on it.
+
+        A lease has notice from `lease.notice_s` before its deadline on, and as soon as somebody of a higher priority
+        is promised its machines. The run's journal is told once.
+        """
+        return None if self._lease is None else self._holds.notice()
+
     def extend(self, deadline: datetime) -> datetime:
         """Give the lease a later deadline; from any process, whichever holds it. Idempotent.
 
@@ -360,7 +369,7 @@ class Run:
             return
         reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.WORK_FAILED
         with _keeping(error):
-            self.release(EndReason.NODE_FAILED if isinstance(error, LeaseLost) else reason)
+            self.release(_REASON_OF.get(type(error), reason))
 
     @property
     def _broker_key(self) -> str:
@@ -439,6 +448,14 @@ class Run:
                 number=self.generation,
             )
         return self._holding
+
+
+_REASON_OF: Mapping[type[BaseException], EndReason] = {
+    LeaseLost: EndReason.NODE_FAILED,
+    LeaseEnding: EndReason.DEADLINE,
+    Preempted: EndReason.PREEMPTED,
+}
+"""What the end of a `with` block by an error says about its lease, where it says more than that the work failed."""
 
 
 @contextmanager

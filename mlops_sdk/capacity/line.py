@@ -8,13 +8,20 @@ to the same answer, so nobody has to run a server. A ticket that nobody renews s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from mlops_sdk.canonical import to_json
-from mlops_sdk.capacity.lease import LeaseRequest, from_iso, priority_of, to_iso
+from mlops_sdk.capacity.lease import LeaseRequest, Marker, from_iso, priority_of, to_iso
+from mlops_sdk.capacity.lifecycle import EndReason
+from mlops_sdk.capacity.order_book import OrderBook
+from mlops_sdk.capacity.orders import Notice, Orders, noticed
 from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Holder, Slot, Ticket, Turn, plan
@@ -79,6 +86,7 @@ class Line:
             if not told:
                 told = True
                 on_wait(turn)
+            self._give_notice(turn)
             yield min(max(next(pause), 0.01), left)
 
     def leave(self, grant: Grant) -> None:
@@ -99,15 +107,54 @@ class Line:
         turns = self._plan([*self._tickets(), wanted])
         return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
 
+    def _give_notice(self, turn: Turn) -> None:
+        """Tell the runs that have to end for this one, as the plan says; of two that tell one run, the first counts.
+
+        The decision is written down first, where the run follows it; then its machines carry the end, by which the
+        reaper judges them. A run that is told again keeps the end that it was told first.
+        """
+        if not turn.ends:
+            return
+        markers = [machine.marker for machine in self._provider.pool() if machine.marker is not None]
+        victims = {(key, marker.generation): marker for marker in markers if (key := _key_of(marker)) in turn.ends}
+        now = self._provider.now()
+        for (key, generation), marker in victims.items():
+            ends_at = min(marker.deadline, now + timedelta(seconds=self._settings.notice_s))
+            notice = Notice(ends_at=ends_at, reason=EndReason.PREEMPTED, by=turn.ticket.run_key)
+            orders = OrderBook(self._store, key, generation).change(partial(noticed, notice=notice))
+            self._end_at(marker, orders)
+
+    def _end_at(self, marker: Marker, orders: Orders) -> None:
+        """Let the machines of a run that was given notice carry its end. It is renewed no further than it was."""
+        if orders.notice is None or marker.deadline <= orders.notice.ends_at:
+            return
+        grant = Grant(
+            run_id=uuid.UUID(marker.run_id),
+            deployment_id=uuid.UUID(marker.deployment_id),
+            generation=marker.generation,
+            owner=marker.owner,
+            request=LeaseRequest(nodes=marker.nodes, resource_class="", deadline=orders.notice.ends_at),
+            broker_key=SecretStr(""),  # gives no keys to machines here
+        )
+        self._provider.extend(grant, renewed_until=marker.renewed_until)
+
     def _plan(self, tickets: Iterable[Ticket]) -> tuple[Turn, ...]:
         now = self._provider.now()
-        slots = [slot_of(machine, self._back_by(now)) for machine in self._provider.pool() if machine.in_service]
+        machines = [machine for machine in self._provider.pool() if machine.in_service]
+        told = self._told({m.marker for m in machines if m.marker is not None and m.marker.preemptible})
+        slots = [slot_of(machine, self._back_by(now), told) for machine in machines]
         use = used_by_owner(self._store, now=now, half_life_s=self._settings.share_half_life_s)
         for slot in slots:
             if slot.holder is not None and slot.holder.project:
                 held_s = max(0.0, (now - slot.holder.since).total_seconds())
                 use[slot.holder.project] = use.get(slot.holder.project, 0.0) + held_s
         return plan(tickets, slots, now=now, use=use, shares=self._settings.shares)
+
+    def _told(self, markers: Iterable[Marker]) -> dict[tuple[str, int], Notice]:
+        """The notices that preemptible leases were given, by run and generation."""
+        leases = {(_key_of(marker), marker.generation) for marker in markers}
+        orders = {lease: OrderBook(self._store, *lease).read() for lease in leases}
+        return {lease: found.notice for lease, found in orders.items() if found.notice is not None}
 
     def _back_by(self, now: datetime) -> datetime:
         """When a machine that nobody holds, but that is not free, is back at the latest."""
@@ -152,12 +199,19 @@ class Line:
         return f"{self._prefix}/{run_key(grant.run_id)}-g{grant.generation}.json"
 
 
-def slot_of(machine: PoolMachine, back_by: datetime) -> Slot:
+def _key_of(marker: Marker) -> str:
+    return run_key(uuid.UUID(marker.run_id))
+
+
+def slot_of(
+    machine: PoolMachine, back_by: datetime, told: Mapping[tuple[str, int], Notice] = MappingProxyType({})
+) -> Slot:
     """A machine as the plan sees it.
 
     Args:
         machine: In service.
         back_by: When it is free again at the latest, if nobody holds it now and it is not free: it is being cleaned.
+        told: Notices, by run and generation.
     """
     traits = frozenset(machine.traits)
     if machine.free:
@@ -170,16 +224,19 @@ def slot_of(machine: PoolMachine, back_by: datetime) -> Slot:
             priority=priority_of(None),
             since=_FOREVER,
             ends_at=_FOREVER if machine.held_by else back_by,
+            ending=not machine.held_by,
         )
         return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=stranger)
+    notice = told.get((_key_of(marker), marker.generation))
     holder = Holder(
-        run_key=run_key(uuid.UUID(marker.run_id)),
+        run_key=_key_of(marker),
         generation=marker.generation,
         project=marker.owner,
         priority=marker.priority,
         since=from_iso(machine.since) if machine.since else _FOREVER,
-        ends_at=marker.deadline,
+        ends_at=min(marker.deadline, notice.ends_at) if notice else marker.deadline,
         preemptible=marker.preemptible,
+        ending=notice is not None,
     )
     return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=holder)
 

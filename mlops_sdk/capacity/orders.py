@@ -31,6 +31,19 @@ class Notice:
     reason: EndReason
     by: str = ""
 
+    def to_json(self) -> dict[str, str]:
+        """As stored, journalled, and told to a job."""
+        return {"ends_at": to_iso(self.ends_at), "reason": self.reason.value, "by": self.by}
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Notice:
+        """From what `to_json` made.
+
+        Raises:
+            ValueError, KeyError: it did not.
+        """
+        return cls(ends_at=from_iso(raw["ends_at"]), reason=EndReason(raw["reason"]), by=str(raw["by"]))
+
 
 class Keeping(enum.Enum):
     """Why a lease is kept though no job runs on it."""
@@ -83,7 +96,7 @@ class Orders:
             "version": 1,
             "deadline": to_iso(self.deadline) if self.deadline else None,
             "credential": self.credential,
-            "notice": notice and {"ends_at": to_iso(notice.ends_at), "reason": notice.reason.value, "by": notice.by},
+            "notice": notice and notice.to_json(),
             "kept": kept and {"until": to_iso(kept.until), "why": kept.why.value},
         }
 
@@ -98,9 +111,7 @@ class Orders:
         return cls(
             deadline=from_iso(raw["deadline"]) if raw["deadline"] else None,
             credential=int(raw["credential"]),
-            notice=Notice(ends_at=from_iso(notice["ends_at"]), reason=EndReason(notice["reason"]), by=str(notice["by"]))
-            if notice
-            else None,
+            notice=Notice.parse(notice) if notice else None,
             kept=Kept(until=from_iso(kept["until"]), why=Keeping(kept["why"])) if kept else None,
         )
 
@@ -138,6 +149,20 @@ def extended(orders: Orders, request: LeaseRequest, deadline: datetime, *, now: 
         kept = replace(kept, until=deadline)
     later = max(deadline, orders.deadline_of(request))
     return replace(orders, deadline=later, credential=orders.credential + 1, kept=kept)
+
+
+def noticed(orders: Orders, notice: Notice) -> Orders:
+    """The orders with a notice; the first one stays."""
+    return orders if orders.notice is not None else replace(orders, notice=notice)
+
+
+def reason_by(orders: Orders, reason: EndReason) -> EndReason:
+    """Why a lease really ended of which its machines show only that it is past a time."""
+    if reason is EndReason.DEADLINE and orders.notice is not None:
+        return orders.notice.reason
+    if orders.kept is None:
+        return reason
+    return EndReason.WORK_FAILED if orders.kept.why is Keeping.DEBUG else EndReason.IDLE
 
 
 def notice_of(orders: Orders, request: LeaseRequest, *, now: datetime, notice_s: float) -> Notice | None:

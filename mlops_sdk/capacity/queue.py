@@ -241,11 +241,11 @@ def _victims(ticket: Ticket, missing: int, leaving: Iterable[Slot]) -> tuple[str
     by_run: dict[str, list[Slot]] = {}
     for slot in leaving:
         holder = slot.holder
-        if holder is None or not holder.run_key:
+        if holder is None:
             continue
         if holder.ending:
             missing -= 1
-        elif holder.preemptible and holder.priority < ticket.priority:
+        elif holder.run_key and holder.preemptible and holder.priority < ticket.priority:
             by_run.setdefault(holder.run_key, []).append(slot)
     return _least_loss(by_run, missing) if missing > 0 else ()
 

@@ -20,11 +20,13 @@ from typing import Any
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.fence import Claim
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, Marker, belongs, overdue
+from mlops_sdk.capacity.order_book import OrderBook
+from mlops_sdk.capacity.orders import reason_by
 from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
 from mlops_sdk.capacity.provider import Provider, Returning
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import Settings
-from mlops_sdk.errors import DamagedObject, MlopsError
+from mlops_sdk.errors import DamagedObject, MlopsError, RemoteError
 from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.audit_entry import AuditResult
 from mlops_sdk.identity.credential import Alive, StoredCredential, first_name, why_dead
@@ -163,6 +165,8 @@ class Reaper:
         name = parse_resource_name(held.name)
         if name is None or allocation_id in self._in_flight:
             return
+        with suppress(RemoteError, DamagedObject):  # then it is what the machine shows
+            reason = reason_by(OrderBook(self._store, name.run_key, name.generation).read(), reason)
         _LOG.info("returning", extra={"data": {"resource": held.name, "by": provider.name, "reason": reason.value}})
         entitled = partial(self._entitled, provider)
         self._in_flight[allocation_id] = provider.returning(

@@ -21,6 +21,7 @@ from mlops_sdk.journal import Entry, EntryKind
 from mlops_sdk.training.launch import Cause
 
 ATTEMPT: Final = "attempt"
+_COUNTED: Final = frozenset({Cause.SUCCEEDED.value, Cause.STOPPED.value})  # the work is done, or is in a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ def _works(entries: Sequence[Entry], history: History, now: datetime) -> Iterabl
     for start in starts:
         end = ends.get(start.data.get("attempt"))
         if end is not None:
-            counted = end.data.get("cause") == Cause.SUCCEEDED.value
+            counted = end.data.get("cause") in _COUNTED
             yield Work(generation=start.generation, start=start.at, end=max(start.at, end.at), counted=counted)
             continue
         stop, counted = _concluded(start, entries, history, now)

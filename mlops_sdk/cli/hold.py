@@ -19,7 +19,9 @@ from typing import Any, Final, NoReturn
 import click
 
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, Priority, to_iso
+from mlops_sdk.capacity.lifecycle import END_TEXT
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.cli.advice import advice, workload_options
 from mlops_sdk.client import Client
 from mlops_sdk.run import Lease, Run
@@ -186,6 +188,7 @@ def _ssh_host(node: Node, key: Path, hosts: Path) -> str:
 
 def _run(command: tuple[str, ...], environment: dict[str, str], run: Run) -> int:
     """The command's exit status; it is ended when the lease is lost, or we are interrupted."""
+    tell = _Teller(run)
     with subprocess.Popen(command, env={**os.environ, **environment}) as child:
         try:
             while True:
@@ -193,6 +196,7 @@ def _run(command: tuple[str, ...], environment: dict[str, str], run: Run) -> int
                     return child.wait(timeout=_LOOK_S)
                 except subprocess.TimeoutExpired:
                     run.raise_if_lost()
+                    tell.notice()
         finally:
             _end(child)
 
@@ -208,9 +212,27 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _hold(run: Run) -> int:
+    tell = _Teller(run)
     while True:
         time.sleep(_LOOK_S)
         run.raise_if_lost()
+        tell.notice()
+
+
+class _Teller:
+    """Says on standard error when the lease is about to end, and when it is not any more."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._told: Notice | None = None
+
+    def notice(self) -> None:
+        found = self._run.ending()
+        if found is not None and found != self._told:
+            click.echo(f"{END_TEXT[found.reason]}: it ends at {found.ends_at:%Y-%m-%d %H:%M:%S} UTC", err=True)
+        elif found is None and self._told is not None:
+            click.echo("the lease was extended", err=True)
+        self._told = found
 
 
 @contextmanager

@@ -9,6 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import mlops_sdk.errors
+from mlops_sdk.canonical import to_json
+from mlops_sdk.capacity.lease import to_iso
+from mlops_sdk.capacity.lifecycle import END_TEXT
+from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.errors import BundleError, MlopsError, RemoteCommandError
 from mlops_sdk.remote.end import End
 from mlops_sdk.remote.group import Command, run_group
@@ -18,13 +22,14 @@ from mlops_sdk.training.events import AttemptStarted, JobEvent, RankStarted, Ste
 from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile
 from mlops_sdk.training.launch import Placement, Verdict, judge
 from mlops_sdk.training.logs import AttemptLogs
-from mlops_sdk.training.messages import Prepared, Progress, Raised, RankEnded, Refused, Started, decode
-from mlops_sdk.training.plan import PYTHON, NodeCommand, Plan, job_directory
+from mlops_sdk.training.messages import Prepared, Progress, Raised, RankEnded, Refused, Started, Stopped, decode
+from mlops_sdk.training.plan import NOTICE, PYTHON, NodeCommand, Plan, job_directory
 from mlops_sdk.training.s3_login import MachinesLogin
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import Launcher, LaunchSpec
 
 _UPLOAD_S = 15.0
+_NOTICE_S = 1.0
 _UPLOAD_BYTES = 4 << 20  # larger logs are stored once, at the end
 
 
@@ -55,6 +60,7 @@ class Attempt:
         self._raised: list[Raised] = []
         self._ended: dict[int, RankEnded] = {}
         self._started: set[int] = set()
+        self._stopped: dict[int, int] = {}
 
     async def run(self) -> Verdict:
         """Carry it out. Its logs are stored however it ends.
@@ -65,6 +71,8 @@ class Attempt:
         besides = [asyncio.create_task(self._upload_now_and_then())]
         try:
             began = time.monotonic()
+            await self._put_notice(b"")  # what an earlier attempt was told may be over
+            besides.append(asyncio.create_task(self._pass_notice_on()))
             if self._login is not None:
                 await self._login.give()
                 besides.append(asyncio.create_task(self._login.keep_fresh()))
@@ -73,7 +81,7 @@ class Attempt:
             ends = await self._launch(prepared)
             if any(end.lost or (end.signal == "KILL" and not end.by_us) for end in ends):
                 await self._sweep()
-            return judge(self._placement, ends, self._raised, self._ended, self._started)
+            return judge(self._placement, ends, self._raised, self._ended, self._started, stopped=self._stopped)
         finally:
             for task in besides:
                 task.cancel()
@@ -137,6 +145,8 @@ class Attempt:
                 self._on_event(StepDone(attempt=self.number, step=message.step, metrics=message.metrics))
             case Raised():
                 self._raised.append(message)
+            case Stopped():
+                self._stopped[message.rank] = message.step
             case RankEnded():
                 self._ended[message.rank] = message
                 if message.signal or message.status:
@@ -188,6 +198,25 @@ class Attempt:
 
     async def _each(self, action: Callable[[int, Connection], Awaitable[None]]) -> None:
         await asyncio.gather(*(action(i, connection) for i, connection in enumerate(self._connections)))
+
+    async def _pass_notice_on(self) -> None:
+        """Tell the ranks that their lease ends, and that it does not any more, for as long as they run."""
+        told: Notice | None = None
+        while True:
+            try:
+                notice = await asyncio.to_thread(self._site.ending)
+                if notice != told:
+                    await self._put_notice(to_json(notice.to_json()) if notice else b"")
+                    text = f"notice: {END_TEXT[notice.reason]}; it ends at {to_iso(notice.ends_at)}" if notice else ""
+                    self._on_event(Warned(text=text or "the lease was extended: the notice is taken back"))
+                    told = notice
+            except MlopsError as error:  # a machine that cannot be told now; the attempt itself finds out what it has
+                self._on_event(Warned(text=f"the job could not be told that its lease ends: {error}"))
+            await asyncio.sleep(_NOTICE_S)
+
+    async def _put_notice(self, body: bytes) -> None:
+        path = f"{job_directory(self._site.run_key)}/{NOTICE}"
+        await self._each(lambda _, connection: connection.put_bytes(path, body))
 
     async def _upload_now_and_then(self) -> None:
         while True:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import JsonValue, SecretStr
 
@@ -16,8 +17,9 @@ from mlops_sdk.errors import SettingsError
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.training.fetch import data_path
 from mlops_sdk.training.jobfile import FileRef, JobFile
-from mlops_sdk.training.messages import Progress, encode
+from mlops_sdk.training.messages import Progress, Stopped, encode
 from mlops_sdk.training.metrics import MetricsSender
+from mlops_sdk.training.plan import NOTICE, VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class WorkerContext:
     scratch: Path
     secrets: Mapping[str, SecretStr] = field(repr=False)
     files: tuple[FileRef, ...] = field(repr=False)
+    notice_file: Path = field(default=Path("/nonexistent"), repr=False)
     sender: MetricsSender | None = field(repr=False)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -68,6 +71,30 @@ class WorkerContext:
         """Store the job's result (JSON) for the controller. Rank 0 speaks for all; a later call replaces it."""
         if self.rank == 0:
             self.store.put_json(result_key(self.prefix, self.attempt), dict(result))
+
+    def ending(self) -> bool:
+        """Whether this job was told that its lease ends. Cheap: call it after every step.
+
+        The ranks are told at almost the same time, but not at the same step. So they have to agree, in a collective
+        call, before they stop.
+
+        Example:
+            >>> if agreed(ctx.ending()):  # doctest: +SKIP
+            ...     save(step)
+            ...     ctx.stop(step)
+        """
+        try:
+            return self.notice_file.stat().st_size > 0
+        except FileNotFoundError:
+            return False
+
+    def stop(self, step: int) -> NoReturn:
+        """End this rank because the lease ends: everything up to `step` is committed. All ranks do.
+
+        The next lease of the run resumes there. Raises `SystemExit`, so that `finally` blocks run.
+        """
+        emit(encode(Stopped(rank=self.rank, step=step)))
+        sys.exit(0)
 
     def data(self, name: str) -> Path:
         """Where an input file lies on this machine; it was verified before the start.
@@ -124,5 +151,6 @@ def context() -> WorkerContext:
         scratch=Path(job.scratch),
         secrets=job.secrets,
         files=job.data,
+        notice_file=Path(os.environ[VARIABLE]).with_name(NOTICE),
         sender=MetricsSender(job.tracking) if rank == 0 and job.tracking is not None else None,
     )

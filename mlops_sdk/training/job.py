@@ -15,8 +15,11 @@ from typing import Any
 import stamina
 from pydantic import JsonValue
 
+from mlops_sdk.capacity.lease import to_iso
+from mlops_sdk.capacity.lifecycle import END_TEXT, EndReason
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.errors import JobFailed, MlopsError, RemoteError, ServiceUnavailable
+from mlops_sdk.capacity.orders import Notice
+from mlops_sdk.errors import JobFailed, LeaseEnding, MlopsError, Preempted, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import to_json
 from mlops_sdk.remote.ssh import connected
 from mlops_sdk.steps import settled
@@ -82,6 +85,7 @@ def run_job(
         BundleError: code or data on a node is not what was sent, or the image does not fit.
         NodeFailed: a node cannot be reached, came not back, or its scratch is full.
         HostKeyMismatch: another machine answers at a node's address.
+        LeaseEnding: the lease ends; the program was told, and stopped with a checkpoint if it listens to that.
         ServiceUnavailable: S3 stayed away for ten minutes between two attempts.
     """
     told: _Told = SimpleQueue()
@@ -227,7 +231,9 @@ async def _run(
                 on_event=on_event,
             )
             verdict = await _noted(site, attempt)
-        retry = verdict.retriable and len(ended) + 1 < spec.max_attempts
+        notice = await asyncio.to_thread(site.ending)
+        stopped = verdict.cause is Cause.STOPPED
+        retry = notice is None and (stopped or (verdict.retriable and len(ended) + 1 < spec.max_attempts))
         seconds = time.monotonic() - attempt_began
         ended.append(
             AttemptEnded(
@@ -244,6 +250,8 @@ async def _run(
                 result=result or {},
                 log_uri=f"s3://{site.store.bucket}/{site.prefix}/logs/",
             )
+        if notice is not None and (stopped or verdict.retriable):
+            raise _ending(notice, verdict)
         if not retry:
             raise _failure(attempt, verdict, len(ended), spec.max_attempts)
         await asyncio.sleep(PAUSE_S[verdict.cause] * 2 ** (len(ended) - 1))
@@ -291,6 +299,16 @@ def _failure(attempt: Attempt, verdict: Verdict, tries: int, allowed: int) -> Ml
         f"{verdict.what}{again}",
         seen=seen,
         next_step=f"{verdict.next_step}; log: {attempt.logs.uri(verdict.rank, verdict.node)}",
+    )
+
+
+def _ending(notice: Notice, verdict: Verdict) -> LeaseEnding:
+    """The lease ends: either the program has stopped for that, or there is no time for another attempt."""
+    kind = Preempted if notice.reason is EndReason.PREEMPTED else LeaseEnding
+    return kind(
+        verdict.what,
+        seen=f"{END_TEXT[notice.reason]}; it ends at {to_iso(notice.ends_at)}",
+        next_step=NEXT_STEP[Cause.STOPPED],
     )
 
 

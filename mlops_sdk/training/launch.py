@@ -22,6 +22,7 @@ class Cause(StrEnum):
     RAISED = "program raised"
     EXITED = "program exited"
     LAUNCHER = "launcher failed"
+    STOPPED = "stopped on notice"
 
 
 RETRIABLE: Mapping[Cause, bool] = {
@@ -32,6 +33,7 @@ RETRIABLE: Mapping[Cause, bool] = {
     Cause.RAISED: False,
     Cause.EXITED: False,
     Cause.LAUNCHER: False,
+    Cause.STOPPED: False,
 }
 
 NEXT_STEP: Mapping[Cause, str] = {
@@ -42,6 +44,7 @@ NEXT_STEP: Mapping[Cause, str] = {
     Cause.RAISED: "correct the program; trying again would raise again",
     Cause.EXITED: "see the rank's log for why the program ended itself",
     Cause.LAUNCHER: "see the log: the launcher itself could not run",
+    Cause.STOPPED: "lease again: the job resumes from its last checkpoint",
 }
 
 PAUSE_S: Mapping[Cause, float] = {
@@ -52,6 +55,7 @@ PAUSE_S: Mapping[Cause, float] = {
     Cause.RAISED: 0.0,
     Cause.EXITED: 0.0,
     Cause.LAUNCHER: 0.0,
+    Cause.STOPPED: 0.0,
 }
 """How long to wait before the second attempt; doubled before each further one."""
 
@@ -113,6 +117,8 @@ def judge(
     raised: Sequence[Raised],
     ended: Mapping[int, RankEnded],
     started: Iterable[int],
+    *,
+    stopped: Mapping[int, int] | None = None,
 ) -> Verdict:
     """What ended an attempt.
 
@@ -126,8 +132,12 @@ def judge(
         raised: Exceptions reported by ranks.
         ended: Last word about each rank's process.
         started: Ranks that had begun.
+        stopped: Ranks that ended themselves because of a notice, and the step up to which all is committed.
     """
     if all(end.ok for end in ends):
+        if stopped:
+            what = f"the job stopped on notice, with a checkpoint of step {max(stopped.values())}"
+            return _verdict(Cause.STOPPED, -1, "", what, "")
         return Verdict(cause=Cause.SUCCEEDED)
     own = sorted((error for error in raised if not is_echo(error)), key=lambda error: error.time)
     killed = [e for e in ended.values() if e.signal and not e.asked and not (own and e.signal == Signals.SIGABRT)]

@@ -44,6 +44,14 @@ class Raised(_Message):
     next_step: str = ""
 
 
+class Stopped(_Message):
+    """The program has ended itself, because its lease ends; everything up to `step` is committed."""
+
+    kind: Literal["stopped"] = "stopped"
+    rank: int
+    step: int
+
+
 class RankEnded(_Message):
     """A rank's process is gone. `signal` 0: it exited with `status`. `asked`: somebody had told it to stop."""
 
@@ -74,7 +82,7 @@ class Refused(_Message):
     next_step: str = ""
 
 
-Message = Started | Progress | Raised | RankEnded | Prepared | Refused
+Message = Started | Progress | Raised | Stopped | RankEnded | Prepared | Refused
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -9,6 +9,7 @@ from mlops_sdk.training.launch import Placement
 
 PYTHON = "/opt/image/bin/python"
 VARIABLE = "MLOPS_JOB_FILE"  # tells every process of a job where its job file is
+NOTICE = "notice.json"  # beside the job file; has content while the job's lease is about to end
 _FIRST_PORT = 29500
 _PORTS = 500
 

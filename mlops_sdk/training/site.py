@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from mlops_sdk.capacity.node import Node
+from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.capacity.spending import ATTEMPT
 from mlops_sdk.config import PerRun, S3Settings
 from mlops_sdk.identity.audit import audit_of
@@ -46,6 +47,7 @@ class Site:
         journal: Where attempts are written down, which is how their cost is told from idling; None for nowhere.
         generation: Of the lease.
         gateways: By name: those that machines of the lease may be behind.
+        ending: Asked about once a second: the notice that the lease has, if it has one. The program is told.
     """
 
     run_id: uuid.UUID
@@ -60,6 +62,7 @@ class Site:
     journal: Journal | None = field(default=None, repr=False)
     generation: int = 0
     gateways: Mapping[str, Host] = field(default_factory=dict[str, Host], repr=False)
+    ending: Callable[[], Notice | None] = field(default=lambda: None, repr=False)
 
     @classmethod
     def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
@@ -84,6 +87,7 @@ class Site:
             journal=run.journal,
             generation=run.generation,
             gateways={g.name: found for g in settings.static_gateways if (found := gateway_of(settings, g.name))},
+            ending=run.ending,
         )
 
     @property

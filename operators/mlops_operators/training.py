@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import Context
 from pydantic import JsonValue
@@ -12,10 +12,12 @@ from pydantic import JsonValue
 from mlops_operators.base import MlopsOperator
 from mlops_operators.failures import error_from_json
 from mlops_operators.links import MlflowRunLink
+from mlops_operators.triggers.capacity import ProvisionTrigger
 from mlops_operators.triggers.training import TrainTrigger, summary
+from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.client import Client
 from mlops_sdk.data.versioning import DataVersion
-from mlops_sdk.errors import LeaseLost, SettingsError
+from mlops_sdk.errors import LeaseLost, Preempted, SettingsError
 from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
 from mlops_sdk.training.ordering import place_order
@@ -29,6 +31,10 @@ class TrainOperator(MlopsOperator):
     A finished training is in the run's journal: however often the task is cleared or retried, it is not done again. One
     that was cut off goes on from its last committed checkpoint. A program that raises fails the task at once; a worker,
     machine or service that fails costs an attempt, of which `program` says how many there are.
+
+    A lease that ends at its deadline stops the program with a checkpoint and fails the task at once: the time that was
+    asked for is over. One that ends for somebody of a higher priority does not: the task waits in the queue for as many
+    machines, as the run's next generation, until that deadline, and goes on there.
 
     Pushes back ``{"run", "model_name", "bits_per_byte", "held_out", "attempts", "resumed_from"}``.
 
@@ -73,16 +79,64 @@ class TrainOperator(MlopsOperator):
                 return summary(run, trained)
             order = self._order(client, run, program)
         MlflowRunLink().show(context, order.tracking_url)
-        trigger = TrainTrigger(**self.connections, run_name=self.run_name)
-        return self.defer(trigger=trigger, method_name=self.trained.__name__, timeout=self.execution_timeout)
+        return self._train()
 
     def trained(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """It is trained, or not."""
         del context
         with self.failures(hopeless=(LeaseLost,)):
             if "error" in event:
-                raise error_from_json(event["error"])
+                error = error_from_json(event["error"])
+                if isinstance(error, Preempted):
+                    self._lease_again(error)
+                raise error
         return dict(event)
+
+    def leased_again(self, context: Context, event: Mapping[str, Any]) -> NoReturn:
+        """The machines of the next generation are there, or not."""
+        del context
+        with self.failures(hopeless=(LeaseLost,)):
+            if "error" in event:
+                raise error_from_json(event["error"])
+        return self._train()
+
+    def _train(self) -> NoReturn:
+        trigger = TrainTrigger(**self.connections, run_name=self.run_name)
+        return self.defer(trigger=trigger, method_name=self.trained.__name__, timeout=self.execution_timeout)
+
+    def _lease_again(self, preempted: Preempted) -> None:
+        """Wait for as many machines as the run had, until the deadline that it had.
+
+        Raises:
+            TaskDeferred: always, unless there is no time left; then what was preempted fails.
+        """
+        client = self.hook.client()
+        run = client.find(self.run_name)
+        latest = run.history().latest if run is not None else None
+        if run is None or latest is None or latest.request is None:
+            return
+        request = latest.request
+        left_s = (request.deadline - client.services.now()).total_seconds()
+        if left_s <= client.settings.lease.notice_s:
+            return
+        self.log.info("%s; waiting for %s in the queue", preempted, request)
+        trigger = ProvisionTrigger(
+            generation=latest.number + 1,
+            asked_by="",
+            quote="",
+            nodes=request.nodes,
+            resource_class=request.resource_class,
+            traits=list(request.traits),
+            hours=left_s / 3600,
+            until=to_iso(request.deadline),
+            wait_s=left_s,
+            priority=request.priority.name.lower(),
+            preemptible=request.preemptible,
+            provider=request.provider,
+            **self.connections,
+            run_name=self.run_name,
+        )
+        self.defer(trigger=trigger, method_name=self.leased_again.__name__, timeout=self.execution_timeout)
 
     def _order(self, client: Client, run: Run, program: ProgramSpec) -> TrainingOrder:
         data = DataVersion(**self.data)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops_operators.triggers.base import MlopsTrigger
-from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, from_iso, to_iso
 from mlops_sdk.capacity.provider import Grant
 from mlops_sdk.client import Client
 from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
@@ -30,6 +30,7 @@ class ProvisionTrigger(MlopsTrigger):
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``.
         preemptible: Whether the lease may be ended, with notice, for a higher priority.
         provider: Whose machines.
+        until: Deadline (ISO) instead of `hours`, of a lease that goes on where another one ended; "" for none.
         connections: See `MlopsTrigger`.
     """
 
@@ -47,6 +48,7 @@ class ProvisionTrigger(MlopsTrigger):
         priority: str = "normal",
         preemptible: bool = False,
         provider: str = DEFAULT_PROVIDER,
+        until: str = "",
         **connections: str,
     ) -> None:
         super().__init__(**connections)
@@ -61,6 +63,7 @@ class ProvisionTrigger(MlopsTrigger):
         self.priority = priority
         self.preemptible = preemptible
         self.provider = provider
+        self.until = until
         self._adopts = False
         self._run: Run | None = None
 
@@ -79,6 +82,7 @@ class ProvisionTrigger(MlopsTrigger):
             "priority": self.priority,
             "preemptible": self.preemptible,
             "provider": self.provider,
+            "until": self.until,
         }
 
     def request(self, now: datetime) -> LeaseRequest:
@@ -87,7 +91,7 @@ class ProvisionTrigger(MlopsTrigger):
             nodes=self.nodes,
             resource_class=self.resource_class,
             traits=tuple(self.traits),
-            deadline=now + timedelta(hours=self.hours),
+            deadline=from_iso(self.until) if self.until else now + timedelta(hours=self.hours),
             wait_s=self.wait_s,
             priority=Priority.named(self.priority),
             preemptible=self.preemptible,

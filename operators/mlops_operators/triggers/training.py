@@ -8,8 +8,9 @@ from typing import Any
 import stamina
 
 from mlops_operators.triggers.base import MlopsTrigger
+from mlops_sdk.capacity.lifecycle import EndReason
 from mlops_sdk.client import Client
-from mlops_sdk.errors import LeaseLost, ServiceUnavailable
+from mlops_sdk.errors import LeaseEnding, LeaseLost, Preempted, ServiceUnavailable
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import arun_job
@@ -51,7 +52,14 @@ class TrainTrigger(MlopsTrigger):
         lease = await self._adopt(client, run)
         self.caretaker.take_over(run.key)
         site = Site.of(run, tracking_run_id=wanted.tracking_run_id)
-        done = await arun_job(site, wanted.launch, lease.nodes, on_event=self._tell, check=run.raise_if_lost)
+        try:
+            done = await arun_job(site, wanted.launch, lease.nodes, on_event=self._tell, check=run.raise_if_lost)
+        except (
+            LeaseEnding
+        ) as ending:  # what was learned is in a checkpoint: give back at once, somebody may wait for it
+            reason = EndReason.PREEMPTED if isinstance(ending, Preempted) else EndReason.DEADLINE
+            await self.drive(run.releasing(reason), client)
+            raise
         return await self.blocking(remember, run, lease, wanted, done)
 
     async def _adopt(self, client: Client, run: Run) -> Lease:

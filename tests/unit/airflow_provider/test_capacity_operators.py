@@ -160,6 +160,7 @@ def test_the_trigger_row_holds_names_only(cloud):
         "priority": "normal",
         "preemptible": False,
         "provider": "ironic",
+        "until": "",
     }
     assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import stamina
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from mlops_hooks.deployment import DeploymentHook
 from mlops_operators import training
@@ -17,7 +17,15 @@ from mlops_operators.training import TrainOperator
 from mlops_operators.triggers import training as triggers
 from mlops_operators.triggers.keeping import Caretaker, Progress, progress_of
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.errors import AccessDenied, JobFailed, LeaseLost, NodeFailed, ServiceUnavailable
+from mlops_sdk.errors import (
+    AccessDenied,
+    JobFailed,
+    LeaseEnding,
+    LeaseLost,
+    NodeFailed,
+    Preempted,
+    ServiceUnavailable,
+)
 from mlops_sdk.registry.lineage import GitState
 from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
@@ -195,6 +203,55 @@ def test_a_service_that_is_away_for_a_moment_does_not_cost_the_machines(leased, 
         event = asyncio.run(event_of(stored(deferred)))
     assert event["run"] == leased.key
     assert len(cloud.held) == 2
+
+
+def test_a_lease_that_ends_fails_the_task_at_once_and_is_given_back(leased, job, cloud):
+    job.error = LeaseEnding("the job stopped on notice, with a checkpoint of step 7", seen="the deadline")
+    with pytest.raises(AirflowFailException, match="checkpoint of step 7"):
+        train().run()
+    assert not cloud.held
+    assert reasons(leased, 1) == {"deadline"}
+
+
+def test_a_lease_that_ends_for_somebody_else_waits_in_the_queue_and_goes_on(leased, job, cloud):
+    job.error = Preempted("the job stopped on notice, with a checkpoint of step 7")
+    task = train()
+    deferred = task.defer()
+    event = asyncio.run(event_of(stored(deferred)))
+    assert not cloud.held
+    urgent = cloud.client().start_run("urgent")
+    urgent.lease(LeaseRequest(nodes=4, resource_class="gpu.h200.8x", deadline=later(cloud, 100)))
+    with pytest.raises(TaskDeferred) as again:
+        task.resume(deferred, event)
+    _, arguments = again.value.trigger.serialize()
+    assert (arguments["generation"], arguments["nodes"]) == (2, 2)
+    urgent.release()
+    job.error = None
+    assert task.finish(again.value)["bits_per_byte"] == 2.5
+    run = cloud.client().attach(leased.key)
+    assert reasons(run, 1) == {"preempted"}
+    assert run.history().generations[2].request.deadline <= run.history().generations[1].request.deadline
+    assert len(job.calls) == 2
+    cloud.client().attach(leased.key).release()
+
+
+def test_no_time_is_left_after_a_preemption(leased, job, cloud):
+    job.error = Preempted("the job stopped on notice")
+    task = train()
+    deferred = task.defer()
+    event = asyncio.run(event_of(stored(deferred)))
+    cloud.clock.sleep(3600)
+    with pytest.raises(AirflowFailException, match="stopped on notice"):
+        task.resume(deferred, event)
+
+
+def later(cloud, seconds: float):
+    return cloud.clock.now() + timedelta(seconds=seconds)
+
+
+def reasons(run: Run, generation: int) -> set[str]:
+    pieces = run.history().generations[generation].pieces.values()
+    return {piece.evidence.reason.value for piece in pieces if piece.evidence}
 
 
 def test_code_must_be_named(leased):

@@ -88,6 +88,7 @@ def job(prepared: corpus.PreparedData, s3: MemoryS3, tmp_path: Path) -> Callable
             scratch=tmp_path,
             secrets={},
             files=(ref,),
+            notice_file=tmp_path / "notice.json",
             sender=None,
         )
 

@@ -19,12 +19,13 @@ from mlops_pipelines.programs.code_lm.evaluate import HeldOut, total_bits
 from mlops_pipelines.programs.code_lm.export import read_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_pipelines.programs.code_lm.plan import TrainArgs
-from mlops_pipelines.programs.code_lm.train import train
+from mlops_pipelines.programs.code_lm.train import Trainer, train
 from mlops_pipelines.programs.code_lm.warm_start import warm_start
 from mlops_sdk.errors import RegistryError, ServiceUnavailable, SettingsError
 from mlops_sdk.registry.model_files import fetch_model
 from mlops_sdk.testing.memory_s3 import MemoryS3
 from mlops_sdk.training.context import WorkerContext
+from mlops_sdk.training.messages import Stopped, decode
 
 Job = Callable[..., WorkerContext]
 
@@ -73,6 +74,30 @@ def test_it_learns(job: Job):
     before = train(job(steps=1, learning_rate=1e-6))["bits_per_byte"]
     after = train(job(attempt=2, steps=30, learning_rate=0.02, checkpoint_every=30))["bits_per_byte"]
     assert after < before - 0.4
+
+
+def test_a_job_that_is_told_that_its_lease_ends_stops_with_a_checkpoint_and_the_next_one_goes_on_there(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    uninterrupted = train(job(prefix="runs/whole", steps=8, checkpoint_every=5))["bits_per_byte"]
+    first = job(steps=8, checkpoint_every=5)
+    assert not first.ending()
+    step = Trainer.step
+
+    def step_and_be_told(trainer: Trainer, number: int) -> None:
+        step(trainer, number)
+        if number == 2:
+            first.notice_file.write_text("{}")
+
+    monkeypatch.setattr(Trainer, "step", step_and_be_told)
+    with pytest.raises(SystemExit) as ended:
+        train(first)
+    assert not ended.value.code
+    assert decode(capfd.readouterr().out.strip().splitlines()[-1]) == Stopped(rank=0, step=3)
+    first.notice_file.write_bytes(b"")  # as the controller does before each attempt
+    second = train(job(attempt=2, steps=8, checkpoint_every=5))
+    assert second["resumed_from"] == 3
+    assert second["bits_per_byte"] == pytest.approx(uninterrupted)
 
 
 def test_the_result_says_what_was_done(job: Job, s3: MemoryS3, prepared: PreparedData):

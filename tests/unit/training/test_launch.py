@@ -58,6 +58,15 @@ def test_success_needs_every_machine(two: Placement) -> None:
     assert judge(two, [End(status=0), End(status=1)], [], {}, set()).cause is Cause.LAUNCHER
 
 
+def test_a_job_that_stopped_on_notice_did_not_succeed(two: Placement) -> None:
+    ends = [End(status=0), End(status=0)]
+    verdict = judge(two, ends, [], ended(0) | ended(1), {0, 1}, stopped={0: 7, 1: 7})
+    assert verdict.cause is Cause.STOPPED
+    assert "checkpoint of step 7" in verdict.what
+    failed = judge(two, [FAILED, End(status=0)], [raised(1, "ValueError", "x")], {}, {0, 1}, stopped={0: 7})
+    assert failed.cause is Cause.RAISED
+
+
 def test_a_killed_rank_is_the_cause_though_its_peer_raised_first(two: Placement) -> None:
     verdict = judge(
         two, [FAILED, FAILED], [raised(0, "RuntimeError", PEER_GONE)], ended(1, signal=9) | ended(0, status=1), {0, 1}

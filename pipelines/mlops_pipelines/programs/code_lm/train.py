@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -63,6 +64,8 @@ def train(ctx: WorkerContext) -> dict[str, JsonValue]:
     started = time.monotonic()
     for step in range(first, args.steps):
         trainer.step(step)
+        if step + 1 < args.steps and trainer.told_to_stop():
+            trainer.stop(step + 1)
     committed = trainer.checkpoints.wait()
     trained_s = time.monotonic() - started
     result: dict[str, JsonValue] = {
@@ -141,6 +144,18 @@ class Trainer:
             self._log(done, loss.detach(), rate)
         if done % args.checkpoint_every == 0 or done == args.steps:
             self._save(done, rate)
+
+    def told_to_stop(self) -> bool:
+        """Whether any rank knows that the lease ends; all ranks get the same answer."""
+        return self._sum_up(float(self._ctx.ending())) > 0
+
+    def stop(self, done: int) -> NoReturn:
+        """Commit what is done and end: the next lease goes on from here."""
+        if done % self._args.checkpoint_every:
+            self._save(done, learning_rate(self._args, done - 1))
+        self.checkpoints.wait()
+        _log.info("the lease ends: stopped after step %d", done)
+        self._ctx.stop(done)
 
     def evaluate(self, champion: tuple[Llama, Tokenizer] | None = None) -> dict[str, JsonValue]:
         """Bits per byte on the held-out sample of each kind, of this model, the baseline and the champion, if any.

@@ -1,0 +1,208 @@
+"""A run of a higher priority ends one of a lower, with notice: on a cloud in memory."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+
+from mlops_sdk.capacity.lease import LeaseRequest, Priority
+from mlops_sdk.capacity.lifecycle import EndReason
+from mlops_sdk.errors import LeaseLost, Preempted
+from mlops_sdk.keeper import Beat, Stop
+from mlops_sdk.run import Lease, Run
+from mlops_sdk.steps import Steps
+from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.faults import Crash
+
+NOTICE_S = 30.0
+
+
+class ByHand:
+    """Nobody beats but the test."""
+
+    def keep(self, beat: Beat, every_s: float) -> Stop:
+        del beat, every_s
+        return lambda: None
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return noticing()
+
+
+def noticing() -> FakeCloud:
+    cloud = FakeCloud()
+    lease = cloud.settings.lease.model_copy(update={"notice_s": NOTICE_S})
+    cloud.settings = cloud.settings.model_copy(update={"lease": lease})
+    return cloud
+
+
+def start(cloud: FakeCloud, name: str) -> Run:
+    return cloud.client(keeper=ByHand()).start_run(name=name)
+
+
+def request(cloud: FakeCloud, nodes: int, **changes) -> LeaseRequest:
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    return LeaseRequest(nodes=nodes, resource_class="gpu.h200.8x", deadline=deadline, **changes)
+
+
+def batch(cloud: FakeCloud, nodes: int = 4, name: str = "batch", *, preemptible: bool = True) -> Run:
+    run = start(cloud, name)
+    run.lease(request(cloud, nodes, priority=Priority.BATCH, preemptible=preemptible))
+    return run
+
+
+def urgent(cloud: FakeCloud, nodes: int = 2) -> tuple[Run, Steps[Lease]]:
+    run = start(cloud, "urgent")
+    return run, run.leasing(request(cloud, nodes, wait_s=600, priority=Priority.URGENT))
+
+
+def let_pass(cloud: FakeCloud, seconds: float, *alive: Run, waiting: Steps[Lease] | None = None) -> Lease | None:
+    """Time passes; runs that live beat, and one waits. What that one gets."""
+    end = cloud.clock.monotonic() + seconds
+    while cloud.clock.monotonic() < end:
+        cloud.clock.sleep(2)
+        for run in alive:
+            run._heartbeat._again()
+        if waiting is not None:
+            try:
+                next(waiting)
+            except StopIteration as got:
+                return got.value
+    return None
+
+
+def reasons(run: Run, generation: int = 1) -> set[EndReason]:
+    pieces = run.history().generations[generation].pieces.values()
+    return {piece.evidence.reason for piece in pieces if piece.evidence}
+
+
+def test_who_is_told_stops_and_the_urgent_one_gets_the_machines(cloud):
+    low = batch(cloud)
+    asked_for = low.deadline
+    high, waiting = urgent(cloud)
+    next(waiting)
+    told_at = cloud.clock.now()
+    low._heartbeat._again()
+    notice = low.ending()
+    assert notice is not None
+    assert (notice.reason, notice.by) == (EndReason.PREEMPTED, high.key)
+    assert notice.ends_at - told_at == timedelta(seconds=NOTICE_S)
+    assert low.history().generations[1].state.value == "before_end"
+    assert low.held is not None
+    assert low.held.deadline == notice.ends_at
+    let_pass(cloud, 10, low, waiting=waiting)
+    with pytest.raises(Preempted), low:
+        raise Preempted("the job stopped on notice, with a checkpoint of step 7")
+    assert reasons(low) == {EndReason.PREEMPTED}
+    got = let_pass(cloud, 20, waiting=waiting)
+    assert got is not None
+    assert len(got.nodes) == 2
+    assert high.history().generations[1].request.deadline == got.deadline
+    assert low.history().generations[1].request.deadline == asked_for  # with which it may wait for the next
+    high.release()
+    assert not cloud.held
+    assert not [key for key in cloud.s3.objects if key.startswith(("orders/", "queue/", "fence/"))]
+
+
+def test_who_does_not_react_is_returned_by_the_reaper_when_its_notice_is_over(cloud):
+    low = batch(cloud)
+    high, waiting = urgent(cloud)
+    for _ in range(7):
+        let_pass(cloud, 4, low, high, waiting=waiting)
+        assert not cloud.reaper().reap_once().due
+    assert len(cloud.held) == 4
+    let_pass(cloud, 6, low, high, waiting=waiting)
+    due = cloud.reaper().reap_once().due
+    assert {item.resource.split("-")[1] for item in due if item.kind == "allocation"} == {low.key}
+    with pytest.raises(LeaseLost):
+        low.raise_if_lost()
+    assert reasons(low) == {EndReason.PREEMPTED}
+    assert let_pass(cloud, 20, high, waiting=waiting) is not None
+    low.release()
+    high.release()
+    assert low.prove().complete
+
+
+def test_a_run_that_died_does_not_live_longer_for_having_been_told(cloud):
+    low = batch(cloud)
+    low.close()
+    _, waiting = urgent(cloud)
+    let_pass(cloud, cloud.settings.lease.renew_for_s, waiting=waiting)
+    cloud.clock.sleep(2)
+    assert {due.reason.value for due in cloud.reaper().reap_once().due if due.kind == "allocation"} == {"not_renewed"}
+
+
+def test_only_what_allows_it_and_is_lower_and_is_needed_is_told(cloud):
+    held = [batch(cloud, 1, "kept", preemptible=False), batch(cloud, 2, "old"), batch(cloud, 1, "young")]
+    high, waiting = urgent(cloud, nodes=1)
+    let_pass(cloud, 10, *held, waiting=waiting)
+    assert [run.name for run in held if run.ending()] == ["young"]
+    held[2].release(EndReason.PREEMPTED)  # while its machine is cleaned nobody else is told
+    assert let_pass(cloud, 20, *held[:2], high, waiting=waiting) is not None
+    assert [run.name for run in held[:2] if run.ending()] == []
+    for run in (*held, high):
+        run.release()
+
+
+def test_what_was_promised_to_somebody_else_cannot_be_extended(cloud):
+    low = batch(cloud)
+    _, waiting = urgent(cloud)
+    next(waiting)
+    with pytest.raises(LeaseLost, match="given notice for run"):
+        low.extend(low.deadline + timedelta(hours=1))
+
+
+def test_told_while_its_machines_are_deployed(cloud):
+    low = start(cloud, "batch")
+    steps = low.leasing(request(cloud, 4, priority=Priority.BATCH, preemptible=True))
+    next(steps)
+    while low.history().generations[1].state.value != "pending":
+        cloud.clock.sleep(next(steps))
+    high, waiting = urgent(cloud)
+    let_pass(cloud, 10, low, waiting=waiting)
+    with suppress(StopIteration):
+        while True:
+            cloud.clock.sleep(next(steps))
+    notice = low.ending()
+    assert notice is not None
+    assert notice.reason is EndReason.PREEMPTED
+    low.release(EndReason.PREEMPTED)
+    assert let_pass(cloud, 30, high, waiting=waiting) is not None
+    high.release()
+
+
+def telling_calls() -> int:
+    cloud = noticing()
+    batch(cloud)
+    cloud.faults.clear()
+    _, waiting = urgent(cloud)
+    next(waiting)
+    return len(cloud.faults.calls)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("k", range(1, telling_calls() + 1))
+def test_a_crash_of_who_tells_leaves_no_machine_without_an_end(k, when):
+    cloud = noticing()
+    low = batch(cloud)
+    cloud.faults.clear()
+    cloud.faults.fail_at("*", k, error=Crash(), when=when)
+    with suppress(Crash):
+        high, waiting = urgent(cloud)
+        next(waiting)
+        high.close()
+    cloud.faults.clear()
+    let_pass(cloud, 10, low)
+    ends = {found.marker.deadline for found in cloud.allocations.values() if found.marker}
+    assert len(ends) == 1
+    assert low.held is not None
+    assert ends == {low.held.deadline}
+    assert (low.ending() is None) == (low.held.deadline == low.history().generations[1].request.deadline)
+    let_pass(cloud, NOTICE_S, low)
+    cloud.reaper().reap_once()
+    assert bool(cloud.held) == (low.ending() is None)
+    low.release()
+    assert low.prove().complete
