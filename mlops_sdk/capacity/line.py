@@ -25,6 +25,7 @@ from mlops_sdk.capacity.orders import Notice, Orders, noticed
 from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Holder, Slot, Ticket, Turn, plan
+from mlops_sdk.capacity.queue_view import QueueView
 from mlops_sdk.capacity.use import used_by_owner
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
@@ -35,6 +36,8 @@ from mlops_sdk.steps import Steps, pauses
 
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 _FORGOTTEN_AFTER: Final = 10  # renewal times: then whoever sees a dead ticket removes it
+_RENEWED_WITH: Final = 0.75  # of the renewal time left, a ticket is written again
+_SHARE: Final = 0.25  # of a poll: a plan that young, made for somebody else here, will do
 _NOBODY: Final = run_key(uuid.UUID(int=0))
 
 
@@ -46,9 +49,18 @@ class Line:
         provider: Through the deployment's own login.
         settings: Renewal time, polling, half-life and shares.
         clock: Durations.
+        view: What those of this process who wait in it read together; default: one of its own.
     """
 
-    def __init__(self, store: ObjectStore, provider: Provider, settings: LeaseSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        provider: Provider,
+        settings: LeaseSettings,
+        clock: Clock,
+        view: QueueView | None = None,
+    ) -> None:
+        self._view = view or QueueView(clock)
         self._store = store
         self._provider = provider
         self._settings = settings
@@ -69,10 +81,13 @@ class Line:
         end = self._clock.monotonic() + grant.request.wait_s
         pause = pauses(self._settings.poll_s)
         asked_at = self._asked_at(grant)
-        told = False
+        told, mine, since = False, None, 0.0
         while True:
-            mine = self._put(grant, asked_at)
-            turn = next((turn for turn in self.turns() if turn.ticket.lease == mine.lease), None)
+            if mine is None or self._is_due(mine):
+                mine = self._put(grant, asked_at)
+                since = self._clock.monotonic()  # a plan that was begun before knows nothing of this ticket
+            since = max(since, self._clock.monotonic() - self._settings.poll_s * _SHARE)
+            turn = next((turn for turn in self._turns(since) if turn.ticket.lease == mine.lease), None)
             left = max(0.0, end - self._clock.monotonic())
             if turn is None or turn.may_ask:  # None: it has them already, asked for by who began before us
                 return left
@@ -96,7 +111,7 @@ class Line:
 
     def turns(self) -> tuple[Turn, ...]:
         """Everybody who waits, in the order of the queue, and what each may do now."""
-        return self._plan(self._tickets())
+        return self._turns(self._clock.monotonic())
 
     def preview(self, request: LeaseRequest, *, owner: str) -> Turn:
         """What a request would be told that joined the queue now. Leaves no ticket."""
@@ -106,6 +121,15 @@ class Line:
         )
         turns = self._plan([*self._tickets(), wanted])
         return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
+
+    def _turns(self, since: float) -> tuple[Turn, ...]:
+        """The plan, not older than this."""
+        return self._view.turns(since, lambda: self._plan(self._tickets()))
+
+    def _is_due(self, ticket: Ticket) -> bool:
+        """Whether a ticket has less than three quarters of its time left."""
+        left = ticket.renewed_until - self._provider.now()
+        return left.total_seconds() < self._settings.renew_for_s * _RENEWED_WITH
 
     def _give_notice(self, turn: Turn) -> None:
         """Tell the runs that have to end for this one, as the plan says; of two that tell one run, the first counts.
@@ -181,13 +205,14 @@ class Line:
 
     def _tickets(self) -> Iterator[Ticket]:
         forgotten = self._provider.now() - timedelta(seconds=_FORGOTTEN_AFTER * self._settings.renew_for_s)
-        for info in list(self._store.list(f"{self._prefix}/")):
-            ticket = _from_stored(self._store.get_json(info.key))
+        listed = list(self._store.list(f"{self._prefix}/"))
+        for key, raw in self._view.read(listed, self._store.get_json):
+            ticket = _from_stored(raw)
             if ticket is None:
                 continue
             if ticket.renewed_until < forgotten:
                 with suppress(RemoteError):
-                    self._store.delete(info.key)
+                    self._store.delete(key)
                 continue
             yield ticket
 
