@@ -19,6 +19,7 @@ from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
 from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
 from mlops_sdk.capacity.providers.nova_acquire import ServerAcquisition
 from mlops_sdk.capacity.providers.nova_api import ComputeApi
+from mlops_sdk.capacity.providers.nova_check import examine
 from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
 from mlops_sdk.capacity.providers.nova_marker import to_line
 from mlops_sdk.capacity.providers.nova_release import ServerReturn
@@ -171,6 +172,14 @@ class NovaLeases(Provider):
         """See `Provider.list_owned`: servers, and below them ports and volumes."""
         servers = list(self._api.list_servers())  # first: what is made in between has a server by the next look
         return owned(str(self._party.settings.deployment_id), servers, self._api.list_ports(), self._api.list_volumes())
+
+    def examine(self) -> str:
+        """For `mlops doctor`: what there is, in words; leaves nothing behind.
+
+        Raises:
+            MlopsError: what is missing: an image, a network, a role, room in the quota, an extra spec of a flavor.
+        """
+        return examine(self._api, self._party.settings, self._nova, self._flavors())
 
     def sights(self) -> dict[str, Sight]:
         """See `Watchable.sights`."""

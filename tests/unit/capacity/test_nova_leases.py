@@ -19,7 +19,7 @@ from mlops_sdk.capacity.providers.nova_api import ServerOrder, VolumeOrder
 from mlops_sdk.capacity.providers.nova_marker import to_line, to_metadata
 from mlops_sdk.capacity.watching import Phase, Watched
 from mlops_sdk.config import NovaSettings
-from mlops_sdk.errors import FlavorRefused, LeaseLost, NoCapacity, NodeFailed, ServiceUnavailable
+from mlops_sdk.errors import FlavorRefused, LeaseLost, NoCapacity, NodeFailed, ServiceUnavailable, SettingsError
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 from mlops_sdk.testing.nova import FakeCompute, FakeDoor, FakeNova
@@ -336,3 +336,20 @@ def test_a_shared_poller_sees_every_server_with_the_times_of_its_record(site: Si
     assert renewed is not None
     assert renewed > sight.renewed_until
     site.bench.release(grant)
+
+
+def test_the_doctor_says_what_there_is_and_leaves_nothing():
+    site = Site(flavors={"gpu": {"delivery": "passthrough"}})
+    assert site.open().examine() == (
+        "0 servers there; gpu (1 x accelerators by passthrough): the hosts have room for 3"
+    )
+    assert site.left == []
+
+
+def test_the_doctor_names_every_flavor_and_network_that_does_not_do():
+    with pytest.raises(FlavorRefused) as caught:
+        Site(flavors={"gpu": {"delivery": "vgpu"}, "bare": {"delivery": "mig"}, "gone": {}}).open().examine()
+    assert "3 of the flavors" in caught.value.what
+    assert all(name in caught.value.seen for name in ("gpu: resources:VGPU", "bare: ", "gone: Nova shows"))
+    with pytest.raises(SettingsError, match="nowhere"):
+        Site(networks=("nowhere",)).open().examine()
