@@ -8,8 +8,8 @@ from typing import Any
 from mlops_hooks.forms import FORMS
 
 _INTEGRATION = "OpenInfra MLOps"
-_OPERATORS = ("tests", "data", "capacity", "training", "registry", "serving", "drift", "reports")
-_TRIGGERS = ("capacity", "training", "serving")
+_OPERATORS = ("tests", "data", "capacity", "providers", "training", "registry", "serving", "drift", "reports")
+_TRIGGERS = ("capacity", "machines", "training", "serving")
 _LINKS = ("MlflowRunLink", "ModelVersionLink", "NodeLink", "EndpointLink")
 _PRELOAD = {
     "description": "Modules that the scheduler imports at its start, so that tasks of LocalExecutor find them loaded. "

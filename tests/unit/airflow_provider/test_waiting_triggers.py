@@ -10,6 +10,7 @@ import pytest
 
 from mlops_hooks.deployment import DeploymentHook
 from mlops_operators.capacity import ProvisionOperator, ReleaseOperator, WaitForMachinesOperator
+from mlops_operators.providers import IronicProvisionOperator, NovaProvisionOperator, StaticProvisionOperator
 from mlops_operators.triggers.keeping import caretaker
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.errors import LeaseLost, NodeFailed, ServiceUnavailable
@@ -215,3 +216,26 @@ def test_there_is_nothing_to_wait_for_in_a_run_that_leases_nothing(cloud):
     Task(ReleaseOperator(task_id="release", run_name=NAME)).run()
     with pytest.raises(LeaseLost, match="leases no machines"):
         wait_for_machines().run()
+
+
+@pytest.mark.parametrize(
+    ("operator", "word", "provider"),
+    [
+        (IronicProvisionOperator, "resource_class", "ironic"),
+        (NovaProvisionOperator, "flavor", "nova"),
+        (StaticProvisionOperator, "host_class", "static"),
+    ],
+)
+def test_each_provider_has_an_operator_in_its_own_words(operator, word, provider):
+    made = operator(
+        task_id="provision", run_name=NAME, nodes="{{ params.nodes }}", hours=2, **{word: "{{ params.kind }}"}
+    )
+    made.render_template_fields({"params": {"nodes": 2, "kind": "gpu.small"}})
+    assert (made.nodes, made.resource_class, made.provider, made.hours) == ("2", "gpu.small", provider, 2)
+
+
+def test_hosts_of_the_pool_are_leased_by_their_own_operator(cloud):
+    pool = FakeCloud(hosts=2)
+    cloud.settings, cloud.hosts = pool.settings, pool.hosts
+    operator = StaticProvisionOperator(task_id="provision", run_name=NAME, nodes=2, host_class="gpu.static", wait_s=500)
+    assert sorted(Task(operator).run()["nodes"]) == ["pool-01", "pool-02"]
