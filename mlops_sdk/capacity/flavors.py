@@ -83,7 +83,7 @@ class Offer:
 
     Attributes:
         delivery: How it gets its accelerators.
-        accelerators: How many; 0 where only Cyborg's device profile knows.
+        accelerators: How many; 0 where the flavor does not say: of Cyborg and Ironic.
         card: The model, where a trait or a device class names one that we know.
         profile: Of each MIG instance.
         machine_class: Ironic's resource class, as Placement writes it.
@@ -213,8 +213,8 @@ def missing(flavor: Flavor, offer: Offer, expected: Expected, traits: Iterable[s
     if expected.delivery is not None and offer.delivery is not expected.delivery:
         spec = _SPEC_OF[expected.delivery]
         yield Fault(spec=spec, seen=f"missing; it gives {offer}", wanted=f"{spec}{_AMOUNT_OF[expected.delivery]}")
-    elif expected.accelerators and offer.accelerators not in {expected.accelerators, 0}:
-        spec = _SPEC_OF[offer.delivery]
+    elif expected.accelerators and offer.delivery not in _UNCOUNTED and offer.accelerators != expected.accelerators:
+        spec = _SPEC_OF[Delivery.PASSTHROUGH if offer.delivery is Delivery.NONE else offer.delivery]
         seen = f"{offer.accelerators} a server, expected {expected.accelerators}"
         yield Fault(spec=spec, seen=seen, wanted=f"{spec} to {expected.accelerators}")
     wanted_traits = list(traits)
@@ -399,6 +399,7 @@ def _vgpu_warnings(specs: Mapping[str, str], card: Card | None) -> Iterator[str]
         yield f"needs a licence: {card.vgpu_licence}"
 
 
+_UNCOUNTED: Final = {Delivery.CYBORG, Delivery.BARE_METAL}  # how many there are, the flavor does not say
 _SPEC_OF: Mapping[Delivery, str] = {
     Delivery.NONE: "resources",
     Delivery.PASSTHROUGH: "pci_passthrough:alias",

@@ -229,7 +229,12 @@ class NovaLeases(Provider):
         wanted = self._nova.flavors
         return {flavor.name: flavor for flavor in self._api.list_flavors() if not wanted or flavor.name in wanted}
 
-    def _flavor(self, request: LeaseRequest) -> tuple[Flavor, Offer]:
+    def _is_begun(self, grant: Grant) -> bool:
+        """Whether part of a lease is there: then its flavor was checked, and an operator may have changed it since."""
+        servers = self._api.list_servers(grant.name(0).removesuffix("0"))
+        return any(grant.owns(server.name, server.marker) for server in servers)
+
+    def _flavor(self, request: LeaseRequest, *, check: bool = True) -> tuple[Flavor, Offer]:
         name = request.resource_class
         if self._nova.flavors and name not in self._nova.flavors:
             raise FlavorRefused(
@@ -244,6 +249,8 @@ class NovaLeases(Provider):
                 seen="Nova does not show this project one of this name",
                 next_step="see `openstack flavor list`; ask the operator for access to it",
             )
+        if not check:
+            return flavor, read_offer(flavor)
         expected = self._nova.flavors[name].expected if name in self._nova.flavors else None
         return flavor, check_flavor(flavor, expected=expected, traits=request.traits)
 
@@ -258,7 +265,7 @@ class NovaLeases(Provider):
         )
 
     def _acquisition(self, grant: Grant) -> ServerAcquisition:
-        flavor, offer = self._flavor(grant.request)
+        flavor, offer = self._flavor(grant.request, check=not self._is_begun(grant))
 
         def give_back(held: Iterable[Held]) -> Steps[Any]:
             return self.release(grant, held, reason=EndReason.NO_CAPACITY, on_evidence=lambda _: None)

@@ -73,7 +73,7 @@ class Maker:
         """Where its SSH daemon is: the address of its port on the first network."""
         network = self._api.find_network(self._nova.networks[0])
         for port in self._api.list_ports([server.name]):
-            if port.server == server.id and port.network == network and port.addresses:
+            if port.id in server.children and port.network == network and port.addresses:
                 return port.addresses[0]
         raise NodeFailed(
             f"server {server.name!r} has no address on network {self._nova.networks[0]!r}",

@@ -153,7 +153,11 @@ class ServerReturn(Returning):
         there: list[Child] = list(self._api.list_ports([self.name]))
         if self._may_have_volumes:
             there.extend(self._api.list_volumes(self.name))
-        return [child for child in there if self._is_ours(child, record)]
+        if not there:
+            return []
+        others = [s for s in self._api.list_servers(self.name) if s.name == self.name and s.id not in self._servers]
+        kept = frozenset[str]().union(*(server.children for server in others))
+        return [child for child in there if self._is_ours(child, record, kept)]
 
     @property
     def _may_have_volumes(self) -> bool:
@@ -161,22 +165,27 @@ class ServerReturn(Returning):
         nova = self._party.settings.nova
         return self._party.by == "reaper" or nova is None or bool(nova.root_volume_gib or nova.data_volume_gib)
 
-    def _is_ours(self, child: Child, record: dict[str, Marker]) -> bool:
+    def _is_ours(self, child: Child, record: dict[str, Marker], kept: frozenset[str]) -> bool:
+        """Whether it goes back too. `kept`: what was made for servers of this name that stay, bound to them or not."""
         held, marker = self._held, child.marker
         if child.name != self.name or not is_of(child.name, marker):
             return False
         just_this = held.kind in {"port", "volume"}
         if just_this and child.id != held.allocation_id:
             return False
-        if held.allocation_id and not just_this:
-            if child.id not in self._made and child.server not in self._servers:
-                return False
-        elif child.server and child.server not in self._servers and self._api.get_server(child.server) is not None:
-            self.abandoned = self.abandoned or just_this  # its server is not given back
+        if held.allocation_id and not just_this and child.id not in self._made and child.server not in self._servers:
+            return False
+        if child.id in kept or self._is_used(child):
+            self.abandoned = self.abandoned or just_this
             return just_this
         if not self._entitled(child.name, in_force(child.name, marker, record)):
             self.abandoned = True
         return True
+
+    def _is_used(self, child: Child) -> bool:
+        """Whether it is bound to a server that is not given back."""
+        bound = bool(child.server) and child.server not in self._servers
+        return bound and self._api.get_server(child.server) is not None
 
     def _delete_servers(self, servers: Iterable[Server], record: dict[str, Marker]) -> NodeEvidence | None:
         for server in servers:
@@ -298,11 +307,13 @@ class ServerReturn(Returning):
             seen = self._servers.get(server_id)
             ran = self._held.deployed or seen is None or seen.launched or seen.placed
             outcome, at, words = judge(self._api.actions(server_id), deployed=ran)
+            if outcome is Outcome.CLEANED and seen is not None and seen.bare_metal:
+                outcome, words = Outcome.UNPROVEN, "its machine went back to Ironic, whose cleaning Nova does not show"
+            if outcome is Outcome.UNPROVEN:
+                self._words = words
             found.append(outcome)
             self._gone.insert(0, f"server {server_id}: {words}")
             self._cleaned_at = at or self._cleaned_at
-            if outcome is Outcome.UNPROVEN:
-                self._words = words
         self._servers = {key: _as_gone(server) for key, server in self._servers.items()}
         return min(found, key=_WORST.index)
 

@@ -36,6 +36,7 @@ class Server:
         fault: Why it is in ERROR, in Nova's words.
         addresses: Of all its ports.
         locked: An operator forbids changes.
+        bare_metal: It is a machine of Ironic: its flavor takes nothing virtual.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Server:
     fault: str = ""
     addresses: tuple[str, ...] = ()
     locked: bool = False
+    bare_metal: bool = False
 
     @property
     def marker(self) -> Marker | None:

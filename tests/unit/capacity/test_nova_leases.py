@@ -353,3 +353,43 @@ def test_the_doctor_names_every_flavor_and_network_that_does_not_do():
     assert all(name in caught.value.seen for name in ("gpu: resources:VGPU", "bare: ", "gone: Nova shows"))
     with pytest.raises(SettingsError, match="nowhere"):
         Site(networks=("nowhere",)).open().examine()
+
+
+def test_a_port_that_two_servers_were_made_with_stays_with_the_one_that_is_kept():
+    """Two processes of one run may pick the same free port: one of their servers fails."""
+    site = Site()
+    grant = lease(site)
+    (node,) = site.bench.drive(site.open().acquire(grant))
+    first = server_of(site, grant)
+    site.clock.sleep(1)
+    site.cloud.servers["twin"] = replace(
+        first, shown=replace(first.shown, id="twin", status="ERROR", created_at="2026-01-01T09:00:00", launched=False)
+    )
+    site.cloud.history["twin"] = []
+    assert site.bench.drive(site.open().acquire(grant)) == (node,)
+    assert list(site.cloud.servers) == [node.id]
+    assert len(site.cloud.ports) == 1
+    site.bench.release(grant)
+    assert site.left == []
+
+
+def test_the_end_of_a_machine_of_ironic_is_not_proven_by_nova():
+    site = Site()
+    grant = lease(site)
+    site.bench.drive(site.open().acquire(grant))
+    found = server_of(site, grant)
+    found.shown = replace(found.shown, bare_metal=True)
+    (evidence,) = site.bench.release(grant)
+    assert evidence.outcome is Outcome.UNPROVEN
+    assert "whose cleaning Nova does not show" in evidence.last_error
+
+
+def test_a_lease_goes_on_though_its_flavor_was_changed():
+    site = Site(flavors={"gpu": {"accelerators": 1}})
+    grant = lease(site)
+    (node,) = site.bench.drive(site.open().acquire(grant))
+    site.cloud.flavors[0] = replace(GPU, specs={})
+    assert [again.id for again in site.bench.drive(site.open().acquire(grant))] == [node.id]
+    with pytest.raises(FlavorRefused):
+        site.open().acquire(lease(site))
+    site.bench.release(grant)
