@@ -9,6 +9,7 @@
     ├── CapacityError
     │   ├── NoCapacity             nothing free within the stated waiting time
     │   ├── NodeFailed             a machine did not come up, or went away
+    │   ├── NotFenced              a lost machine could not be switched off, so nothing may take its place
     │   ├── LeaseLost              the lease ended, or somebody else owns the name
     │   ├── LeaseEnding            a job was told that its lease ends, and stopped; it resumes on the next one
     │   │   └── Preempted          somebody of a higher priority needs the machines
@@ -114,6 +115,10 @@ class NoCapacity(CapacityError):
 
 class NodeFailed(CapacityError):
     """A machine did not come up, or went away."""
+
+
+class NotFenced(CapacityError):
+    """A machine that may be lost could not be switched off through its BMC: it may still be at work."""
 
 
 class LeaseLost(CapacityError):

@@ -93,7 +93,12 @@ class RunHeartbeat:
     def all_there(self) -> None:
         """Every machine was just seen: a beat that renewed while they were being asked for counts no more."""
         with self._beating:
-            self.renewed = self._grant.request.nodes if self._grant else 0
+            self.renewed = len(self._grant.names) if self._grant else 0
+
+    def hold(self, grant: Grant) -> None:
+        """From now on these pieces are renewed: one was replaced."""
+        with self._beating:
+            self._grant = grant
 
     def stop(self) -> None:
         """No more beats; waits for one in progress. Idempotent."""

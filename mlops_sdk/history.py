@@ -11,6 +11,7 @@ from mlops_sdk.capacity.cost import Interval
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, from_iso, priority_of, to_iso
 from mlops_sdk.capacity.lifecycle import OVER, EndReason, LeaseEvent, LeaseState, advance
+from mlops_sdk.capacity.members import Replacement, begun, ended, given_up
 from mlops_sdk.errors import ImpossibleEvent
 from mlops_sdk.journal import Entry, EntryKind
 
@@ -25,6 +26,7 @@ class Piece:
     node_name: str = ""
     since: datetime | None = None
     deployed: bool = False
+    failed: bool = False
     evidence: NodeEvidence | None = None
 
 
@@ -40,6 +42,7 @@ class Generation:
         credentials: Names of its application credentials; more than one when it was extended.
         revoked: Those of them that are gone.
         pieces: Its machines, by the name under which each was leased.
+        replacements: What was repaired, and what was begun of it.
         impossible: What its journal tells that cannot be, in words; the state is the one before that.
     """
 
@@ -50,6 +53,7 @@ class Generation:
     credentials: set[str] = field(default_factory=set[str])
     revoked: set[str] = field(default_factory=set[str])
     pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
+    replacements: list[Replacement] = field(default_factory=list[Replacement])
     impossible: list[str] = field(default_factory=list[str])
 
     @property
@@ -156,6 +160,9 @@ def request_to_json(request: LeaseRequest) -> dict[str, Any]:
         "provider": request.provider,
         "priority": int(request.priority),
         "preemptible": request.preemptible,
+        "spares": request.spares,
+        "machines": list(request.machines),
+        "project": request.project,
     }
 
 
@@ -170,6 +177,9 @@ def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
         provider=str(data.get("provider", DEFAULT_PROVIDER)),
         priority=priority_of(data.get("priority")),
         preemptible=bool(data.get("preemptible", False)),
+        spares=int(data.get("spares", 0)),
+        machines=tuple(data.get("machines", ())),
+        project=str(data.get("project", "")),
     )
 
 
@@ -186,6 +196,9 @@ _EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
 """Entries that tell of an event by themselves."""
 
 
+_OF_A_PIECE = {"allocation.create", "machine.deploy", "machine.failed", "allocation.delete", "machine.released"}
+
+
 def _apply(generation: Generation, entry: Entry) -> None:
     data = entry.data
     if entry.action == "lease" and entry.kind is EntryKind.INTENT:
@@ -198,7 +211,15 @@ def _apply(generation: Generation, entry: Entry) -> None:
         generation.credentials.add(entry.resource)
     elif entry.action == "credential.revoke" and entry.kind is EntryKind.OUTCOME:
         generation.revoked.add(entry.resource)
-    elif entry.action in {"allocation.create", "machine.deploy", "allocation.delete", "machine.released"}:
+    elif entry.action == "node.replace":
+        lost, by = int(data["lost"]), int(data["by"])
+        if entry.kind is EntryKind.OUTCOME:
+            generation.replacements = ended(generation.replacements, lost, by)
+        elif entry.kind is EntryKind.EVENT:
+            generation.replacements = given_up(generation.replacements, lost, by)
+        else:
+            generation.replacements = begun(generation.replacements, lost, by, str(data.get("unfenced", "")))
+    elif entry.action in _OF_A_PIECE:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
     _happen(generation, _EVENTS.get((entry.action, entry.kind)), entry)
     if generation.returned:
@@ -235,6 +256,8 @@ def _apply_piece(piece: Piece, entry: Entry) -> None:
         piece.since = entry.at
     if entry.action == "machine.deploy":
         piece.deployed = True
+    if entry.action == "machine.failed":
+        piece.failed = True
     if entry.action == "allocation.delete" and data.get("provision_state") == "available":
         piece.deployed = False
     if entry.kind is EntryKind.EVIDENCE:

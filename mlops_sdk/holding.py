@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from mlops_sdk.boundaries import Boundaries
 from mlops_sdk.capacity.evidence import NodeEvidence
@@ -14,23 +16,37 @@ from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import HOLDS, EndReason, LeaseState
 from mlops_sdk.capacity.line import Line
+from mlops_sdk.capacity.loss import Statement
+from mlops_sdk.capacity.members import Members, Replacement, all_numbers, members_of
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.orders import Notice, Orders, extended, notice_of
 from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Turn
+from mlops_sdk.capacity.repair import Repair, fencing_of
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import KeystoneSettings
-from mlops_sdk.errors import AccessDenied, LeaseLost, RemoteError, ServiceUnavailable
+from mlops_sdk.errors import (
+    AccessDenied,
+    CapacityError,
+    LeaseLost,
+    NoCapacity,
+    NodeFailed,
+    NotFenced,
+    RemoteError,
+    ServiceUnavailable,
+)
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import Generation, Piece, read_history
 from mlops_sdk.identity.credential import CredentialRequest, RunCredential
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
-from mlops_sdk.names import resource_name, run_key
+from mlops_sdk.names import parse_resource_name, resource_name, run_key
 from mlops_sdk.services import Services
 from mlops_sdk.steps import Steps
+
+_REPLACEMENTS = 3
 
 
 class Holding:
@@ -68,20 +84,30 @@ class Holding:
         self._book = OrderBook(services.store, run_key(run_id), number)
         self._orders = Orders()
         self._asked: LeaseRequest | None = None
+        self._replacements: list[Replacement] = []
+        self._gone: set[int] = set()
+        self._avoid: frozenset[str] = frozenset()
+
         self._noticed: Notice | None = None
 
     def state(self) -> Generation:
         """What the journal tells of it."""
         try:
-            found = read_history(self._journal.entries()).generations.get(self.number)
+            generations = read_history(self._journal.entries()).generations
         except RemoteError:
             if self._grant is None:
                 raise
             # S3 is down while we give back: what this process knows is enough
             found = Generation(number=self.number, state=LeaseState.PENDING, request=self._grant.request)
-            for name in self._grant.names:
+            for name in self._everything(self._grant.request).names:
                 found.pieces[name] = Piece(name=name, deployed=True)
-        return found or Generation(number=self.number)
+            return found
+        found = generations.get(self.number) or Generation(number=self.number)
+        self._replacements = found.replacements
+        self._gone = {number_of(p.name) for p in found.pieces.values() if p.evidence is not None or p.failed}
+        earlier = [generation for number, generation in generations.items() if number < self.number]
+        self._avoid = frozenset(p.node_id for g in earlier for p in g.pieces.values() if p.failed and p.node_id)
+        return found
 
     def ask(self, request: LeaseRequest) -> None:
         """From now on this is what is held or wanted: giving back covers all of it.
@@ -90,23 +116,160 @@ class Holding:
             SettingsError: this deployment has no such provider.
         """
         grant = self._grant_of(request)
-        self._open(grant)
+        provider = self._open(grant)
+        if request.spares:
+            fencing_of(provider)
         self._grant, self._asked = grant, request
 
     def get(self, request: LeaseRequest) -> Steps[tuple[Node, ...]]:
-        """Credential and machines, look-up-or-create; renewed from the first moment on."""
+        """Credential and machines, look-up-or-create; renewed from the first moment on. Spares come last.
+
+        A repair that was cut off is finished first.
+        """
         provider, grant, deployed = self._begin(request)
-        grant = yield from self._wait_turn(provider, grant)
+        for replacement in self._members(request).pending:
+            with suppress(NotFenced):  # given up: who needs that machine finds it lost again
+                yield from self._carry_out(replacement, deployed)
+        grant = yield from self._wait_turn(provider, self._working(grant))
+        spares = yield from self._begin_spares(provider, grant, deployed)
         nodes = yield from provider.acquire(grant, deployed=deployed)
+        ready = yield from self._get_spares(provider, grant, deployed, spares)
         self._line(grant).leave(grant)
         self._heartbeat.all_there()
-        return nodes
+        return (*nodes, *ready)
+
+    def replace(
+        self, number: int, *, why: Mapping[str, Any], unfenced: str = "", unfit: Collection[int] = ()
+    ) -> Steps[tuple[Node, ...]]:
+        """Another machine in the place of a lost one; all that work, then the spares.
+
+        Args:
+            number: Of the lost piece.
+            why: Evidence, for the journal.
+            unfenced: Words of the person who says that it is off.
+            unfit: Spares that cannot take the place.
+        """
+        for left in reversed(range(_REPLACEMENTS)):
+            request = known(self.state().request)
+            members = self._members(request)
+            if number not in members.held:
+                raise LeaseLost(
+                    f"machine {number} is no part of generation {self.number}",
+                    seen=f"it holds {', '.join(map(str, members.held))}",
+                    next_step="see run.held",
+                )
+            by = -1
+            if number in members.working:
+                by = next((spare for spare in members.spares if spare not in unfit), members.following)
+            replacement = Replacement(lost=number, by=by, unfenced=unfenced)
+            self._note_replacing(EntryKind.INTENT, replacement, unfenced=unfenced, **why)
+            try:
+                yield from self._carry_out(replacement, self._deployed())
+                break
+            except NodeFailed:  # the one that was to take the place: the next one may do
+                if not left:
+                    raise
+        return (yield from self.get(known(self._asked)))
+
+    def _note_replacing(self, kind: EntryKind, replacement: Replacement, **data: Any) -> None:
+        name = self._everything(known(self._asked)).name(replacement.lost)
+        numbers = {"lost": replacement.lost, "by": replacement.by}
+        self._journal.append(kind, "node.replace", name, generation=self.number, **numbers, **data)
+
+    def _deployed(self) -> set[str]:
+        """Pieces whose machine is in use, as far as the journal knows."""
+        return {piece.name for piece in self.state().pieces.values() if piece.deployed}
+
+    def power(self, number: int) -> Statement:
+        """What the BMC of one piece's machine says."""
+        generation = self.state()
+        grant = self._everything(known(generation.request))
+        return fencing_of(self._open(grant)).power(_held(generation, grant.name(number)))
 
     def begin(self, request: LeaseRequest) -> Steps[None]:
         """As `get`, without waiting for the machines."""
         provider, grant, deployed = self._begin(request)
-        grant = yield from self._wait_turn(provider, grant)
+        grant = yield from self._wait_turn(provider, self._working(grant))
         yield from provider.begin(grant, deployed=deployed)
+        yield from self._begin_spares(provider, grant, deployed)
+
+    def _begin_spares(self, provider: Provider, grant: Grant, deployed: Collection[str]) -> Steps[tuple[int, ...]]:
+        """Ask for the spares as well, before anything is waited for; those that could be had.
+
+        Machines of a lease that works already get no new ones, and one that cannot be had fails nothing.
+        """
+        spares = self._members(grant.request).spares
+        if any(name in deployed for name in grant.names):
+            return tuple(number for number in spares if grant.name(number) in deployed)
+        if spares:
+            yield from provider.begin(grant, deployed=deployed)
+        got: list[int] = []
+        for number in spares:
+            one = replace(grant, numbers=(number,), request=replace(grant.request, wait_s=0.0))
+            with suppress(NoCapacity):
+                yield from provider.begin(one, deployed=deployed)
+                got.append(number)
+        return tuple(got)
+
+    def _get_spares(
+        self, provider: Provider, grant: Grant, deployed: Collection[str], spares: Iterable[int]
+    ) -> Steps[tuple[Node, ...]]:
+        ready: list[Node] = []
+        for number in spares:
+            one = replace(grant, numbers=(number,), request=replace(grant.request, wait_s=0.0))
+            try:
+                ready.extend((yield from provider.acquire(one, deployed=deployed)))
+            except CapacityError as error:  # the lease goes on without it
+                self._journal.note(
+                    EntryKind.EVENT, "spare.failed", one.name(number), generation=self.number, seen=str(error)
+                )
+                yield from self._repair().begin_return(_held(self.state(), one.name(number)), one)
+        return tuple(ready)
+
+    def _carry_out(self, replacement: Replacement, deployed: Collection[str]) -> Steps[None]:
+        generation = self.state()
+        everything = self._everything(known(self._asked))
+        grant = replace(everything, numbers=(replacement.by,), avoid=self._failed(generation))
+        lost = _held(generation, everything.name(replacement.lost))
+        repair = self._repair()
+        try:
+            yield from repair.carry_out(replacement, lost=lost, grant=grant, deployed=deployed)
+        except CapacityError as error:
+            self._note_replacing(EntryKind.EVENT, replacement, given_up=str(error))
+            if replacement.by >= 0 and not isinstance(error, NotFenced):
+                yield from repair.begin_return(_held(self.state(), grant.name(replacement.by)), grant)
+            raise
+        self.state()
+        self._grant = self._grant_until(self._orders)
+        self._heartbeat.hold(self._grant)
+
+    def _repair(self) -> Repair:
+        grant = self._everything(known(self._asked))
+        return Repair(
+            self._journal,
+            self._boundaries,
+            provider=self._provider or self._open(grant),
+            operator=self._open(grant),
+            settings=self._settings.lease,
+            clock=self._services.clock,
+        )
+
+    def _failed(self, generation: Generation) -> frozenset[str]:
+        """Machines that failed this run before, in this generation too."""
+        lost = {replacement.lost for replacement in generation.replacements}
+        here = {p.node_id for p in generation.pieces.values() if p.failed or number_of(p.name) in lost}
+        return self._avoid | (here - {""})
+
+    def _members(self, request: LeaseRequest) -> Members:
+        return members_of(request, self._replacements, self._gone)
+
+    def _working(self, grant: Grant) -> Grant:
+        """Of those that work."""
+        return replace(grant, numbers=self._members(grant.request).working)
+
+    def _everything(self, request: LeaseRequest) -> Grant:
+        """Of every piece that this generation ever had."""
+        return self._grant_of(request, numbers=all_numbers(request, self._replacements))
 
     def _begin(self, request: LeaseRequest) -> tuple[Provider, Grant, set[str]]:
         """The credential; leases through it, for whom, and which allocations had a deployment."""
@@ -115,7 +278,7 @@ class Holding:
         grant = self._grant = self._grant_until(orders)
         self._heartbeat.start(grant, follow=self._follow)
         provider = self._log_in(grant, orders)
-        return provider, grant, {piece.name for piece in self.state().pieces.values() if piece.deployed}
+        return provider, grant, self._deployed()
 
     def _log_in(self, grant: Grant, orders: Orders) -> Provider:
         """The run's own credential that lasts as long as its lease; from now on everything goes through it."""
@@ -248,7 +411,7 @@ class Holding:
     def _give_back_machines(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Through the run's own credential while there is one; through the broker's login when it is gone."""
         grant = self._grant or self._grant_of(known(generation.request))
-        todo = [_held(generation, name) for name in grant.names]
+        todo = [_held(generation, name) for name in self._everything(grant.request).names]
         provider = self._provider or self._open(grant)
         on_evidence = partial(self._note_evidence, generation, grant)
         try:
@@ -259,7 +422,8 @@ class Holding:
             provider = self._open(grant)
             return (yield from provider.release(grant, todo, reason=reason, on_evidence=on_evidence))
 
-    def _grant_of(self, request: LeaseRequest) -> Grant:
+    def _grant_of(self, request: LeaseRequest, numbers: tuple[int, ...] | None = None) -> Grant:
+        """Of the pieces that are held, or of others."""
         return Grant(
             run_id=self._run_id,
             deployment_id=self._settings.deployment_id,
@@ -267,6 +431,8 @@ class Holding:
             owner=self._owner,
             request=request,
             broker_key=self._settings.broker_key,
+            numbers=self._members(request).held if numbers is None else numbers,
+            avoid=self._avoid,
         )
 
     def _open(self, grant: Grant, login: KeystoneSettings | None = None) -> Provider:
@@ -319,3 +485,9 @@ def known(request: LeaseRequest | None) -> LeaseRequest:
 def _held(generation: Generation, name: str) -> Held:
     piece = generation.pieces.get(name) or Piece(name=name)
     return Held(name=name, node_id=piece.node_id, deployed=piece.deployed, since=piece.since)
+
+
+def number_of(name: str) -> int:
+    """The number of a piece, by its name; -1 for what is none."""
+    parsed = parse_resource_name(name)
+    return int(parsed.index) if parsed is not None and parsed.index.isdigit() else -1

@@ -16,17 +16,18 @@ What waits (`lease`, `release`, `next_generation`) exists a second time as steps
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
+from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.capacity.reservations import reserve
@@ -49,11 +50,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The machines a run holds."""
+    """The machines a run holds.
+
+    Attributes:
+        nodes: Those that work, as many as were asked for.
+        generation: Of the run's lease.
+        request: What was asked for.
+        spares: Those that are ready to take the place of a lost one.
+    """
 
     nodes: tuple[Node, ...]
     generation: int
     request: LeaseRequest
+    spares: tuple[Node, ...] = ()
 
     @property
     def deadline(self) -> datetime:
@@ -336,6 +345,52 @@ class Run:
         self.journal.append(EntryKind.EVENT, "generation", generation=self.generation)
         return self.generation
 
+    def replace(self, node: str, *, unfenced: str = "") -> Lease:
+        """Put another machine in the place of a lost one, by name or id; the rest stays. `repair` looks first.
+
+        The lost one is switched off through its BMC, which has to confirm it, before a spare or a newly leased machine
+        takes its place; then it is given back. A crash at any point is repaired by `lease` of whoever attaches.
+
+        Args:
+            node: Of `held`.
+            unfenced: Where its BMC cannot be asked: your word, kept in the journal, that it is off.
+
+        Raises:
+            NotFenced: its BMC does not confirm that it is off; nothing has changed.
+            NoCapacity: there is no machine for its place.
+            LeaseLost: it is no part of this lease.
+            SettingsError: machines of this provider cannot be replaced one by one.
+        """
+        return drive(self.replacing(node, unfenced=unfenced), self._services.clock)
+
+    def replacing(
+        self, node: str, *, unfenced: str = "", why: Mapping[str, Any] | None = None, unfit: Collection[str] = ()
+    ) -> Steps[Lease]:
+        """`replace`, as steps.
+
+        Args:
+            node: As there.
+            unfenced: As there.
+            why: Evidence of the loss, for the journal.
+            unfit: Names of spares that cannot take a place.
+        """
+        lease = known_lease(self.held)
+        found = {n.name: n for n in (*lease.nodes, *lease.spares)} | {n.id: n for n in (*lease.nodes, *lease.spares)}
+        if node not in found:
+            raise LeaseLost(
+                f"machine {node!r} is no part of run {self.key!r}",
+                seen=f"it holds {', '.join(n.name for n in lease.nodes)}",
+                next_step="see run.held",
+            )
+        steps = self._holds.replace(
+            found[node].index, why=why or {}, unfenced=unfenced, unfit={found[n].index for n in unfit if n in found}
+        )
+        return self._leased((yield from steps), lease.request)
+
+    def power(self, node: Node) -> Statement:
+        """What the BMC of a leased machine says of it."""
+        return self._holds.power(node.index)
+
     def prove(self) -> Proof:
         """Everything this run ever created, with the evidence that it was given back. Looks; changes nothing."""
         return prove(self.key, self.history(), self._services, self._fence)
@@ -423,14 +478,18 @@ class Run:
         return replace(earlier, wait_s=request.wait_s)
 
     def _acquiring(self, request: LeaseRequest) -> Steps[Lease]:
-        nodes = yield from self._holds.get(request)
-        self._lease = Lease(nodes=nodes, generation=self.generation, request=request)
+        nodes = self._leased((yield from self._holds.get(request)), request).nodes
         self.journal.append(
             EntryKind.OUTCOME,
             "lease",
             generation=self.generation,
             nodes=[{"id": n.id, "name": n.name, "image": n.image, "driver": n.driver} for n in nodes],
         )
+        return known_lease(self._lease)
+
+    def _leased(self, nodes: tuple[Node, ...], request: LeaseRequest) -> Lease:
+        count = request.nodes
+        self._lease = Lease(nodes=nodes[:count], spares=nodes[count:], generation=self.generation, request=request)
         return self._lease
 
     @property
@@ -449,6 +508,16 @@ class Run:
             )
         return self._holding
 
+
+def known_lease(lease: Lease | None) -> Lease:
+    """The lease of a run that has one.
+
+    Raises:
+        LeaseLost: it has none.
+    """
+    if lease is None:
+        raise LeaseLost("this run holds no lease", next_step="call run.lease() first")
+    return lease
 
 _REASON_OF: Mapping[type[BaseException], EndReason] = {
     LeaseLost: EndReason.NODE_FAILED,

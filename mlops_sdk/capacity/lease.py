@@ -54,6 +54,9 @@ class LeaseRequest:
         provider: Whose machines: one of those that the deployment has.
         priority: Its class, while there are fewer machines than people want (`mlops_sdk.capacity.queue`).
         preemptible: Whether the lease may be ended, with notice, for a higher priority.
+        spares: How many more machines to keep ready for the place of a lost one; fewer, where there are not so many.
+        machines: Only these, by the provider's id or name; empty for any.
+        project: For which project of the cloud (Ironic: owner of the allocation); "" for that of the login.
     """
 
     nodes: int
@@ -64,10 +67,17 @@ class LeaseRequest:
     provider: str = DEFAULT_PROVIDER
     priority: Priority = Priority.NORMAL
     preemptible: bool = False
+    spares: int = 0
+    machines: tuple[str, ...] = ()
+    project: str = ""
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ValueError(f"a lease needs at least one machine, not {self.nodes!r}")
+        if self.spares < 0:
+            raise ValueError(f"spares must not be negative, not {self.spares!r}")
+        if self.machines and len(self.machines) < self.nodes:
+            raise ValueError(f"{self.nodes} machines cannot be among {len(self.machines)}")
         if self.deadline.tzinfo is None:
             raise ValueError(f"deadline {self.deadline!r} has no time zone")
         if self.wait_s < 0:
@@ -75,8 +85,10 @@ class LeaseRequest:
 
     def __str__(self) -> str:
         traits = f" with traits {', '.join(self.traits)}" if self.traits else ""
+        spares = f" and {self.spares} in reserve" if self.spares else ""
+        among = f" among {', '.join(self.machines)}" if self.machines else ""
         whose = "" if self.provider == DEFAULT_PROVIDER else f" of {self.provider}"
-        return f"{self.nodes} x {self.resource_class}{traits}{whose}"
+        return f"{self.nodes} x {self.resource_class}{traits}{spares}{among}{whose}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

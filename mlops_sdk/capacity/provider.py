@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
@@ -19,6 +19,7 @@ from mlops_sdk.capacity.boundary import Boundary, no_boundary
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, Marker
+from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen
 from mlops_sdk.capacity.quote import Quote
@@ -52,7 +53,19 @@ class Party:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """For whom machines are leased: run, generation, request, and the key from which SSH keys follow."""
+    """For whom machines are leased: run, generation, request, and the key from which SSH keys follow.
+
+    Attributes:
+        run_id: The run.
+        deployment_id: Its deployment.
+        generation: Of its lease.
+        owner: Who pays.
+        request: What was asked for.
+        broker_key: From which SSH keys follow.
+        numbers: Which pieces of it are meant; None for those that were asked for. Only a provider that is `Fencing`
+            is asked for others.
+        avoid: Ids of machines that are taken only when there are no others: they failed this run before.
+    """
 
     run_id: uuid.UUID
     deployment_id: uuid.UUID
@@ -60,6 +73,13 @@ class Grant:
     owner: str
     request: LeaseRequest
     broker_key: SecretStr
+    numbers: tuple[int, ...] | None = None
+    avoid: frozenset[str] = frozenset()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Numbers of all pieces that are meant."""
+        return tuple(range(self.request.nodes)) if self.numbers is None else self.numbers
 
     def name(self, index: int) -> str:
         """Name under which one machine is leased."""
@@ -68,7 +88,7 @@ class Grant:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all pieces."""
-        return tuple(self.name(index) for index in range(self.request.nodes))
+        return tuple(self.name(index) for index in self.indices)
 
     def marker(self, index: int, *, now: datetime, renew_for_s: float) -> Marker:
         """What one piece carries from now on."""
@@ -197,6 +217,25 @@ class Provider(Protocol):
 
     def list_owned(self) -> Iterator[Owned]:
         """Everything that carries a marker of this deployment under a name that agrees with it; nothing else."""
+        ...
+
+
+@runtime_checkable
+class Fencing(Protocol):
+    """A provider that can cut a machine's power through its BMC: its machines can be replaced, and kept in reserve."""
+
+    def power(self, held: Held) -> Statement:
+        """What the machine's BMC says of it."""
+        ...
+
+    def cut_off(self, held: Held, *, entitled: Entitled) -> Steps[None]:
+        """Switch the machine off and wait until its BMC confirms that: from here on nothing runs on it. Idempotent.
+
+        What is not leased under this name any more was switched off when it was given back.
+
+        Raises:
+            NotFenced: its BMC does not do it, or does not answer; nothing may take its place.
+        """
         ...
 
 

@@ -52,7 +52,7 @@ class FakeMachine:
 
     Attributes:
         shown: As Ironic shows it.
-        fails: Which of ``deploy``, ``tear_down``, ``clean`` fail; ``hang`` never calls back.
+        fails: Which of ``deploy``, ``tear_down``, ``clean`` fail; ``hang`` never calls back; ``bmc`` does not answer.
     """
 
     shown: Machine
@@ -170,7 +170,7 @@ class FakeCloud:
         allocation = self.allocations.get(name)
         if allocation is None:
             return
-        wanted = allocation.extra.get("_wanted", ("", ()))
+        wanted = allocation.extra.get("_wanted", ("", (), ()))
         free = [
             machine
             for machine in self.machines.values()
@@ -180,6 +180,7 @@ class FakeCloud:
             and machine.shown.owner == "ours"
             and machine.shown.resource_class == wanted[0]
             and set(wanted[1]) <= set(machine.shown.traits)
+            and (not wanted[2] or {machine.shown.id, machine.shown.name} & set(wanted[2]))
         ]
         if not free:
             words = f"Failed to process allocation: no available nodes match the resource class {wanted[0]}"
@@ -250,8 +251,18 @@ class FakeBaremetal(BaremetalApi):
         with self._call("list_allocations"):
             return iter([_public(allocation) for allocation in self._cloud.allocations.values()])
 
-    def create_allocation(self, *, name: str, resource_class: str, traits: Sequence[str], marker: Marker) -> Allocation:
-        """Ask for a machine; the answer comes a second later."""
+    def create_allocation(
+        self,
+        *,
+        name: str,
+        resource_class: str,
+        traits: Sequence[str],
+        marker: Marker,
+        candidates: Sequence[str] = (),
+        owner: str = "",
+    ) -> Allocation:
+        """Ask for a machine; the answer comes a second later. There is one project."""
+        del owner
         with self._call("create_allocation"):
             if name in self._cloud.allocations:
                 raise NameTaken(name)
@@ -260,7 +271,7 @@ class FakeBaremetal(BaremetalApi):
                 name=name,
                 state="allocating",
                 created_at=to_iso(self.now()),
-                extra={MARKER: marker.to_json(), "_wanted": (resource_class, tuple(traits))},
+                extra={MARKER: marker.to_json(), "_wanted": (resource_class, tuple(traits), tuple(candidates))},
             )
             self._cloud.allocations[name] = allocation
             self._cloud.allocation_due[name] = self._cloud.clock.monotonic() + 1
@@ -353,6 +364,15 @@ class FakeBaremetal(BaremetalApi):
         with self._call("put_out"):
             machine = self._cloud.machines[node_id]
             machine.shown = replace(machine.shown, maintenance=True, maintenance_reason=reason)
+
+    def power_off(self, node_id: str) -> None:
+        """At once; nothing happens when its BMC is away."""
+        with self._call("power_off"):
+            machine = self._cloud.machines[node_id]
+            if "bmc" in machine.fails:
+                machine.shown = replace(machine.shown, last_error="Failed to change power state: no route to the BMC")
+                return
+            machine.shown = replace(machine.shown, power_state="power off")
 
     def history(self, node_id: str) -> Sequence[HistoryEntry]:
         """Newest first."""

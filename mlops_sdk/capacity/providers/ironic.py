@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from mlops_sdk.capacity import quote as pricing
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
+from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
 from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
 from mlops_sdk.capacity.providers.ironic_acquire import Acquisition
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.providers.ironic_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
 from mlops_sdk.capacity.providers.ironic_release import Release
 from mlops_sdk.capacity.providers.ironic_sights import sights_of
@@ -168,6 +170,14 @@ class IronicLeases(Provider):
         if evidence.clean:
             return f"clean, back in the pool ({', '.join(evidence.steps)})"
         return f"{evidence.outcome.value}, out of the pool: {evidence.last_error}"
+
+    def power(self, held: Held) -> Statement:
+        """See `Fencing.power`."""
+        return power_of(self._api, held)
+
+    def cut_off(self, held: Held, *, entitled: Entitled) -> Steps[None]:
+        """See `Fencing.cut_off`."""
+        return cut_off(self._api, self._party, held, entitled=entitled)
 
     def list_owned(self) -> Iterator[Owned]:
         """See `Provider.list_owned`."""

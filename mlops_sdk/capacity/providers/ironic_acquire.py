@@ -17,7 +17,7 @@ from mlops_sdk.capacity.provider import Grant, Party
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
 from mlops_sdk.capacity.providers.ironic_release import UNKNOWN_POLLS
 from mlops_sdk.capacity.providers.ironic_states import Step, acquire_step
-from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, suits
 from mlops_sdk.capacity.watching import Phase, Watched
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
@@ -57,7 +57,7 @@ class Acquisition:
         self._check_still_there(deployed)
         yield from self._allocate()
         watch = _Watch()
-        for index in range(self._grant.request.nodes):
+        for index in self._grant.indices:
             self._deploy_step(index, watch)
 
     def _check_still_there(self, deployed: Collection[str]) -> None:
@@ -102,7 +102,7 @@ class Acquisition:
                 seen=f"no allocation {', '.join(missing)}, while others of it are deployed",
                 next_step="give the rest back and open the next generation",
             )
-        for index, name in enumerate(names):
+        for index, name in zip(self._grant.indices, names, strict=True):
             if found[name] is None:
                 found[name] = yield from self._create(index)
         return (yield from self._wait_allocated(found))
@@ -138,6 +138,8 @@ class Acquisition:
                         resource_class=self._grant.request.resource_class,
                         traits=self._grant.request.traits,
                         marker=self._marker(index),
+                        candidates=self._candidates(),
+                        owner=self._grant.request.project,
                     )
                 except NameTaken:
                     allocation = self._api.get_allocation(name)
@@ -147,6 +149,15 @@ class Acquisition:
                     return allocation
                 yield self._settings.poll_s
         raise _name_taken(name, "Ironic says the name is taken but shows no such allocation to us")
+
+    def _candidates(self) -> tuple[str, ...]:
+        """The machines that may be taken; empty for any."""
+        request = self._grant.request
+        if request.machines or not self._grant.avoid:
+            return request.machines
+        free = [m.id for m in self._api.list_machines() if suits(m, request) and is_free(m)]
+        good = tuple(node_id for node_id in free if node_id not in self._grant.avoid)
+        return good if 0 < len(good) < len(free) else ()
 
     def _check_owner(self, found: Mapping[str, Allocation | None]) -> None:
         for name, allocation in found.items():
@@ -169,21 +180,23 @@ class Acquisition:
         ready: dict[int, Node] = {}
         watch, pause = _Watch(), pauses(self._settings.poll_s)
         while True:
-            for index in range(self._grant.request.nodes):
+            for index in self._grant.indices:
                 if index not in ready:
                     node = self._deploy_step(index, watch)
                     if node is not None:
                         ready[index] = node
-            if len(ready) == self._grant.request.nodes:
-                return tuple(ready[index] for index in range(self._grant.request.nodes))
+            if len(ready) == len(self._grant.indices):
+                return tuple(ready[index] for index in self._grant.indices)
             if self._clock.monotonic() >= end:
                 limit_s = self._settings.deploy_timeout_s
                 raise NodeFailed(
                     f"not every machine of {self._grant.request} was active within {limit_s:g} s",
-                    seen="; ".join(watch.seen[i] for i in range(self._grant.request.nodes) if i not in ready),
+                    seen="; ".join(watch.seen[i] for i in self._grant.indices if i not in ready),
                     next_step="see the machine's console and Ironic's log; the next generation gets other machines",
                 )
-            missing = [name for index, name in enumerate(self._grant.names) if index not in ready]
+            missing = [
+                name for index, name in zip(self._grant.indices, self._grant.names, strict=True) if index not in ready
+            ]
             yield self._until_called(next(pause), missing, end)
 
     def _until_called(self, seconds: float, names: Collection[str], end: float) -> Watched:
@@ -197,6 +210,9 @@ class Acquisition:
         step = acquire_step(allocation, machine)
         seen = watch.note(index, allocation, machine)
         if allocation is None or machine is None or step in {Step.NEXT_GENERATION, Step.CREATE, Step.ASK_AGAIN}:
+            if machine is not None:
+                with self._boundary("machine.failed", self._grant.name(index), node_id=machine.id, seen=seen):
+                    pass  # the next generation of this run takes another machine, if there is one
             raise NodeFailed(
                 f"machine {index} of {self._grant.request} failed",
                 seen=seen,
@@ -264,7 +280,7 @@ class Acquisition:
 
     def _free(self, request: LeaseRequest) -> str:
         machines = [m for m in self._api.list_machines() if m.resource_class == request.resource_class]
-        free = [m for m in machines if is_free(m) and set(request.traits) <= set(m.traits)]
+        free = [m for m in machines if is_free(m) and suits(m, request)]
         return f"{len(free)} of {len(machines)} machines of class {request.resource_class!r} are free"
 
 

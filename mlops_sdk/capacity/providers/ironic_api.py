@@ -51,8 +51,17 @@ class BaremetalApi(Protocol):
         """All that the project sees."""
         ...
 
-    def create_allocation(self, *, name: str, resource_class: str, traits: Sequence[str], marker: Marker) -> Allocation:
-        """Ask for a machine. Raises `NameTaken`."""
+    def create_allocation(
+        self,
+        *,
+        name: str,
+        resource_class: str,
+        traits: Sequence[str],
+        marker: Marker,
+        candidates: Sequence[str] = (),
+        owner: str = "",
+    ) -> Allocation:
+        """Ask for a machine: any of its kind that the owner may have, or one of the candidates. Raises `NameTaken`."""
         ...
 
     def set_times(self, name: str, *, renewed_until: datetime, deadline: datetime | None = None) -> bool:
@@ -98,6 +107,10 @@ class BaremetalApi(Protocol):
         """Put a machine into maintenance: nobody gets it until a person lifts that. Raises `NotYet`."""
         ...
 
+    def power_off(self, node_id: str) -> None:
+        """Switch a machine off through its BMC, without asking its system. Raises `NotYet`."""
+        ...
+
     def history(self, node_id: str) -> Sequence[HistoryEntry]:
         """The last events of a machine, newest first; empty where Ironic keeps none."""
         ...
@@ -136,13 +149,24 @@ class IronicApi(BaremetalApi):
         """All that the project sees."""
         return (_allocation(raw) for raw in self._pages("allocations", {"fields": _OF_AN_ALLOCATION}, page=_BRIEF_PAGE))
 
-    def create_allocation(self, *, name: str, resource_class: str, traits: Sequence[str], marker: Marker) -> Allocation:
-        """Ask for a machine."""
+    def create_allocation(
+        self,
+        *,
+        name: str,
+        resource_class: str,
+        traits: Sequence[str],
+        marker: Marker,
+        candidates: Sequence[str] = (),
+        owner: str = "",
+    ) -> Allocation:
+        """Ask for a machine. Without an owner, Ironic takes the project of the login."""
         body = {
             "name": name,
             "resource_class": resource_class,
             "traits": list(traits),
             "extra": {MARKER: marker.to_json()},
+            **({"candidate_nodes": list(candidates)} if candidates else {}),
+            **({"owner": owner} if owner else {}),
         }
         reply = self._cloud.request(
             "baremetal", "POST", "/v1/allocations", body=body, headers=_HEADERS, accept={_CONFLICT}
@@ -213,6 +237,14 @@ class IronicApi(BaremetalApi):
     def put_out(self, node_id: str, reason: str) -> None:
         """Put a machine into maintenance."""
         self._maintenance("PUT", node_id, {"reason": reason})
+
+    def power_off(self, node_id: str) -> None:
+        """Switch a machine off. Ironic answers before its BMC has."""
+        path = f"/v1/nodes/{node_id}/states/power"
+        body = {"target": "power off"}
+        reply = self._cloud.request("baremetal", "PUT", path, body=body, headers=_HEADERS, accept={_CONFLICT, 400})
+        if reply.status in {_CONFLICT, 400}:
+            raise NotYet(f"{reply.status} {words_of(reply.body)}")
 
     def history(self, node_id: str) -> Sequence[HistoryEntry]:
         """The last events of a machine."""
@@ -289,6 +321,8 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         name=str(raw.get("name") or ""),
         provision_state=str(raw.get("provision_state") or "available"),  # the API shows "available" as null before 1.2
         power_state=str(raw.get("power_state") or ""),
+        target_power_state=str(raw.get("target_power_state") or ""),
+        locked=bool(raw.get("reservation")) and not str(raw.get("reservation")).startswith("*"),  # "** Redacted ..."
         maintenance=bool(raw.get("maintenance")),
         maintenance_reason=str(raw.get("maintenance_reason") or ""),
         retired=bool(raw.get("retired")),

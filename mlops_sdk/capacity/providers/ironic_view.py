@@ -33,6 +33,8 @@ class Machine:
     """An Ironic node as observed.
 
     Attributes:
+        target_power_state: What its BMC was told and has not confirmed yet; "" when nothing is under way.
+        locked: Ironic is at work on it.
         fault: Ironic's own reason for maintenance ("clean failure", "power failure", ...); "" for a person's.
         maintenance_reason: Words of whoever put it into maintenance.
         retired: It leaves the pool for good once it is clean.
@@ -42,6 +44,8 @@ class Machine:
     name: str
     provision_state: str
     power_state: str = ""
+    target_power_state: str = ""
+    locked: bool = False
     maintenance: bool = False
     maintenance_reason: str = ""
     retired: bool = False
@@ -56,7 +60,9 @@ class Machine:
 
 
 def suits(machine: Machine, request: LeaseRequest) -> bool:
-    """Whether a machine is of the kind that is asked for."""
+    """Whether a machine is of the kind that is asked for, and among those that are."""
+    if request.machines and not {machine.id, machine.name} & set(request.machines):
+        return False
     return machine.resource_class == request.resource_class and set(request.traits) <= set(machine.traits)
 
 
