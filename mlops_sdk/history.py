@@ -12,6 +12,7 @@ from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, from_iso, priority_of, to_iso
 from mlops_sdk.capacity.lifecycle import OVER, EndReason, LeaseEvent, LeaseState, advance
 from mlops_sdk.capacity.members import Replacement, begun, ended, given_up
+from mlops_sdk.capacity.orders import Keeping
 from mlops_sdk.errors import ImpossibleEvent
 from mlops_sdk.journal import Entry, EntryKind
 
@@ -109,17 +110,20 @@ class History:
 
     @property
     def lasting(self) -> LeaseRequest | None:
-        """What the latest generation asked for, while nobody has begun to give it back."""
+        """What the latest generation asked for, while nobody has begun to give it back, and a task works with it."""
         latest = self.latest
-        if latest is None or latest.over:
+        if latest is None or latest.over or latest.state is LeaseState.WARM:
             return None
         return latest.request
 
-    def generation_to_try(self, stored: int = 0) -> int:
+    def generation_to_try(self, stored: int = 0, *, wanted: LeaseRequest | None = None) -> int:
         """Which generation a new try of the same task works on: the latest while it lasts, else the next one.
+
+        One that is kept warm is for who wants the same; one that is held for debugging is for a person.
 
         Args:
             stored: What an earlier try wrote down before it created anything; 0 for nothing.
+            wanted: What the task wants; None: whatever there is.
 
         Example:
             >>> History().generation_to_try()
@@ -128,7 +132,10 @@ class History:
         latest = self.latest
         if latest is None:
             return max(stored, 1)
-        return max(stored, latest.number + 1 if latest.over else latest.number)
+        ended = latest.over or latest.state is LeaseState.HELD_FOR_DEBUG
+        if latest.state is LeaseState.WARM and wanted is not None and latest.request is not None:
+            ended = not same_machines(latest.request, wanted)
+        return max(stored, latest.number + 1 if ended else latest.number)
 
 
 def read_history(entries: Iterable[Entry]) -> History:
@@ -149,6 +156,11 @@ def read_history(entries: Iterable[Entry]) -> History:
     return history
 
 
+def same_machines(one: LeaseRequest, other: LeaseRequest) -> bool:
+    """Whether two requests differ in their times alone."""
+    return replace(other, deadline=one.deadline, wait_s=one.wait_s) == one
+
+
 def request_to_json(request: LeaseRequest) -> dict[str, Any]:
     """A request as journalled."""
     return {
@@ -163,6 +175,7 @@ def request_to_json(request: LeaseRequest) -> dict[str, Any]:
         "spares": request.spares,
         "machines": list(request.machines),
         "project": request.project,
+        "hold_on_failure_s": request.hold_on_failure_s,
     }
 
 
@@ -180,8 +193,11 @@ def request_from_json(data: Mapping[str, Any]) -> LeaseRequest:
         spares=int(data.get("spares", 0)),
         machines=tuple(data.get("machines", ())),
         project=str(data.get("project", "")),
+        hold_on_failure_s=float(data.get("hold_on_failure_s", 0.0)),
     )
 
+
+KEEPING_ACTION: Mapping[Keeping, str] = {Keeping.DEBUG: "lease.hold", Keeping.WARM: "lease.park"}
 
 _EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
     ("lease", EntryKind.INTENT): LeaseEvent.ASKED,
@@ -190,6 +206,8 @@ _EVENTS: Mapping[tuple[str, EntryKind], LeaseEvent] = {
     ("lease", EntryKind.OUTCOME): LeaseEvent.LEASED,
     ("lease.extend", EntryKind.OUTCOME): LeaseEvent.EXTENDED,
     ("lease.notice", EntryKind.EVENT): LeaseEvent.NOTICED,
+    ("lease.hold", EntryKind.OUTCOME): LeaseEvent.HELD,
+    ("lease.park", EntryKind.OUTCOME): LeaseEvent.PARKED,
     ("release", EntryKind.INTENT): LeaseEvent.GIVING_BACK,
     ("release", EntryKind.OUTCOME): LeaseEvent.RETURNED,
 }
@@ -203,12 +221,11 @@ def _apply(generation: Generation, entry: Entry) -> None:
     data = entry.data
     if entry.action == "lease" and entry.kind is EntryKind.INTENT:
         generation.request = generation.request or request_from_json(data["request"])
-    elif entry.action == "lease.extend" and entry.kind is EntryKind.OUTCOME:
-        _extend(generation, entry)
-    elif entry.action == "lease.notice" and EndReason(data["reason"]) is not EndReason.DEADLINE:
-        generation.ends_at = from_iso(str(data["ends_at"]))
+    elif entry.action.startswith("lease"):
+        _apply_decision(generation, entry)
     elif entry.action == "credential.create":
         generation.credentials.add(entry.resource)
+        generation.revoked.discard(entry.resource)
     elif entry.action == "credential.revoke" and entry.kind is EntryKind.OUTCOME:
         generation.revoked.add(entry.resource)
     elif entry.action == "node.replace":
@@ -226,6 +243,19 @@ def _apply(generation: Generation, entry: Entry) -> None:
         _happen(generation, None if generation.over else LeaseEvent.TAKEN, entry)
         revoked = bool(generation.revoked) and generation.credentials <= generation.revoked
         _happen(generation, LeaseEvent.RETURNED if revoked else None, entry)
+
+
+def _apply_decision(generation: Generation, entry: Entry) -> None:
+    """What was decided about a lease after it was asked for."""
+    data = entry.data
+    if entry.action == "lease.extend" and entry.kind is EntryKind.OUTCOME:
+        _extend(generation, entry)
+    elif entry.action == "lease.notice" and EndReason(data["reason"]) is not EndReason.DEADLINE:
+        generation.ends_at = from_iso(str(data["ends_at"]))
+    elif entry.action in KEEPING_ACTION.values() and entry.kind is EntryKind.OUTCOME:
+        generation.ends_at = from_iso(str(data["until"]))
+    elif entry.action == "lease" and generation.state is LeaseState.WARM:
+        generation.ends_at = None
 
 
 def _extend(generation: Generation, entry: Entry) -> None:

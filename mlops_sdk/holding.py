@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.members import Members, Replacement, all_numbers, members_of
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.order_book import OrderBook
-from mlops_sdk.capacity.orders import Notice, Orders, extended, notice_of
+from mlops_sdk.capacity.orders import Keeping, Kept, Notice, Orders, extended, kept, notice_of
 from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.queue import Turn
@@ -39,7 +39,7 @@ from mlops_sdk.errors import (
     ServiceUnavailable,
 )
 from mlops_sdk.heartbeat import RunHeartbeat
-from mlops_sdk.history import Generation, Piece, read_history
+from mlops_sdk.history import KEEPING_ACTION, Generation, Piece, read_history
 from mlops_sdk.identity.credential import CredentialRequest, RunCredential
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import parse_resource_name, resource_name, run_key
@@ -273,7 +273,7 @@ class Holding:
 
     def _begin(self, request: LeaseRequest) -> tuple[Provider, Grant, set[str]]:
         """The credential; leases through it, for whom, and which allocations had a deployment."""
-        orders = self._orders = self._book.read()
+        orders = self._orders = self._book.change(lambda found: replace(found, kept=None))
         self._asked = request
         grant = self._grant = self._grant_until(orders)
         self._heartbeat.start(grant, follow=self._follow)
@@ -365,6 +365,49 @@ class Holding:
             )
         self._note_extended(grant)
         return grant.request.deadline
+
+    def keep(self, why: Keeping, seconds: float) -> datetime:
+        """Leave the machines as they are, for so long at most, without a process that renews them; until when.
+
+        They are renewed once for the whole time. Nobody works with the run's credential meanwhile: it is revoked.
+
+        Raises:
+            LeaseLost: there is nothing to keep, or somebody else needs the machines.
+        """
+        generation = self.state()
+        request = self._asked = known(generation.request)
+        if generation.state not in HOLDS:
+            raise LeaseLost(
+                f"generation {self.number} of run {run_key(self._run_id)!r} holds no machines",
+                seen=generation.state.value,
+                next_step="lease machines first",
+            )
+        now, action = self._services.now(), KEEPING_ACTION[why]
+        self._heartbeat.stop()
+        self._journal.append(EntryKind.INTENT, action, generation=self.number, seconds=seconds)
+        wanted = Kept(until=now + timedelta(seconds=seconds), why=why)
+        orders = self._book.change(lambda found: kept(found, request, wanted, now=now))
+        until = orders.kept.until if orders.kept else wanted.until
+        grant = self._grant_until(orders)
+        self._open(grant).extend(grant, renewed_until=until)
+        self._journal.append(EntryKind.OUTCOME, action, generation=self.number, until=to_iso(until))
+        for name in self._services.broker.names_of(resource_name(self._run_id, self.number, "cred")):
+            self._revoke(name)
+        self.credential = self._provider = None
+        return until
+
+    def look(self) -> Steps[tuple[Node, ...]]:
+        """The machines as they are, for somebody who logs in; makes and renews nothing."""
+        generation = self.state()
+        request = self._asked = known(generation.request)
+        if generation.state not in HOLDS:
+            raise LeaseLost(
+                f"generation {self.number} of run {run_key(self._run_id)!r} holds no machines",
+                seen=generation.state.value,
+                next_step="see `mlops lease list`",
+            )
+        grant = self._grant_of(request)
+        return (yield from self._open(grant).acquire(grant, deployed=grant.names))
 
     def deadline(self) -> datetime:
         """When it ends, by what was asked for and decided since."""

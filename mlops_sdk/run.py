@@ -29,11 +29,11 @@ from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.orders import Notice
+from mlops_sdk.capacity.orders import Keeping, Notice
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, MlopsError, NoCapacity, Preempted
 from mlops_sdk.heartbeat import RunHeartbeat
-from mlops_sdk.history import History, read_history, request_to_json
+from mlops_sdk.history import History, read_history, request_to_json, same_machines
 from mlops_sdk.holding import Holding, known
 from mlops_sdk.identity.credential import RunCredential
 from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
@@ -109,6 +109,7 @@ class Run:
         )
         self._given_back = False
         self._keep = False
+        self._left = False
 
     @classmethod
     def attach(cls, id: uuid.UUID | str, client: Client | None = None) -> Run:  # noqa: A002 - the word of the field
@@ -207,9 +208,13 @@ class Run:
 
     def leasing(self, request: LeaseRequest | None = None) -> Steps[Lease]:
         """`lease`, as steps. Closed at a pause, it leaves what it got as it is: for whoever goes on elsewhere."""
+        warm_until = self._warm_until(request)
         request = self._ask(request)
         try:
-            return (yield from self._acquiring(request))
+            lease = yield from self._acquiring(request)
+            if warm_until is not None and warm_until > lease.deadline:
+                self.extend(warm_until)
+            return known_lease(self.held)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -285,6 +290,42 @@ class Run:
         is promised its machines. The run's journal is told once.
         """
         return None if self._lease is None else self._holds.notice()
+
+    def hold(self, seconds: float | None = None) -> datetime:
+        """What ran on the machines failed: leave them as they are for a person, for so long at most; until when.
+
+        They stay without this process, paid for, and end by themselves: at the deadline, or then. `mlops lease login`
+        logs in to them, `extend` gives more time, `release` ends it.
+
+        Args:
+            seconds: None: what the request says (`hold_on_failure_s`).
+
+        Raises:
+            LeaseLost: the run holds no machines, or somebody else needs them.
+        """
+        if seconds is None:
+            request = self._holds.state().request
+            seconds = request.hold_on_failure_s if request is not None else 0.0
+        return self._leave(Keeping.DEBUG, seconds)
+
+    def park(self, seconds: float) -> datetime:
+        """Done for now, but a later task of this run may need the same machines: keep them warm; until when.
+
+        Who leases the same in this run until then gets them as they are, without another deployment. Nobody renews
+        them: the reaper returns them then, at the latest at the deadline. The time is a line of its own in the cost.
+
+        Raises:
+            LeaseLost: the run holds no machines, or somebody else needs them: release.
+        """
+        return self._leave(Keeping.WARM, seconds)
+
+    def look(self) -> tuple[Node, ...]:
+        """The machines that the run holds, whichever process does, for who logs in by hand. Changes nothing.
+
+        Raises:
+            LeaseLost: it holds none.
+        """
+        return drive(self._holds.look(), self._services.clock)
 
     def extend(self, deadline: datetime) -> datetime:
         """Give the lease a later deadline; from any process, whichever holds it. Idempotent.
@@ -416,15 +457,39 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         del traceback
-        if self._keep:
+        if self._keep or self._left:
             self.close()
             return
         if error is None:
             self.release()
             return
         reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.WORK_FAILED
+        reason = _REASON_OF.get(type(error), reason)
         with _keeping(error):
-            self.release(_REASON_OF.get(type(error), reason))
+            if reason is EndReason.WORK_FAILED and self._is_to_be_held():
+                with suppress(MlopsError):  # what cannot be held is given back
+                    until = self.hold()
+                    words = f"its machines stay until {until:%Y-%m-%d %H:%M:%S} UTC: `mlops lease login {self.key}`"
+                    error.add_note(words)
+                    return
+            self.release(reason)
+
+    def _is_to_be_held(self) -> bool:
+        lease = self._lease
+        return lease is not None and lease.request.hold_on_failure_s > 0 and self.ending() is None
+
+    def _leave(self, why: Keeping, seconds: float) -> datetime:
+        until = self._holds.keep(why, seconds)
+        self._heartbeat.forget()
+        self._lease = None
+        self._left = True
+        return until
+
+    def _warm_until(self, request: LeaseRequest | None) -> datetime | None:
+        """The deadline that is wanted for machines that were kept warm; None when they were not."""
+        if request is None or self._holds.state().state is not LeaseState.WARM:
+            return None
+        return request.deadline
 
     @property
     def _broker_key(self) -> str:
@@ -456,6 +521,11 @@ class Run:
                 seen="; ".join(generation.impossible),
                 next_step="give back what it holds (`mlops lease release`), and open the next generation",
             )
+        if generation.state is LeaseState.HELD_FOR_DEBUG:
+            raise LeaseLost(
+                f"generation {self.generation} of run {self.key!r} is held for a person to look at",
+                next_step="release it (`mlops lease release`), or call run.next_generation() to lease again",
+            )
         if generation.over or self._given_back:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} was given back",
@@ -470,7 +540,7 @@ class Run:
             reserve(self._services, request, owner=self.owner, run_key=self.key, generation=self.generation)
         if earlier is None or request is None:
             return request or known(earlier)
-        if replace(request, deadline=earlier.deadline, wait_s=earlier.wait_s) != earlier:
+        if not same_machines(earlier, request):
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} was asked for as {earlier}, not {request}",
                 next_step="release it and call run.next_generation() to lease something else",
@@ -479,6 +549,7 @@ class Run:
 
     def _acquiring(self, request: LeaseRequest) -> Steps[Lease]:
         nodes = self._leased((yield from self._holds.get(request)), request).nodes
+        self._left = False
         self.journal.append(
             EntryKind.OUTCOME,
             "lease",
@@ -509,6 +580,14 @@ class Run:
         return self._holding
 
 
+_REASON_OF: Mapping[type[BaseException], EndReason] = {
+    LeaseLost: EndReason.NODE_FAILED,
+    LeaseEnding: EndReason.DEADLINE,
+    Preempted: EndReason.PREEMPTED,
+}
+"""What the end of a `with` block by an error says about its lease, where it says more than that the work failed."""
+
+
 def known_lease(lease: Lease | None) -> Lease:
     """The lease of a run that has one.
 
@@ -518,13 +597,6 @@ def known_lease(lease: Lease | None) -> Lease:
     if lease is None:
         raise LeaseLost("this run holds no lease", next_step="call run.lease() first")
     return lease
-
-_REASON_OF: Mapping[type[BaseException], EndReason] = {
-    LeaseLost: EndReason.NODE_FAILED,
-    LeaseEnding: EndReason.DEADLINE,
-    Preempted: EndReason.PREEMPTED,
-}
-"""What the end of a `with` block by an error says about its lease, where it says more than that the work failed."""
 
 
 @contextmanager

@@ -5,6 +5,8 @@ machine is on exactly one line, so the lines add up to what was held:
 
     training   an attempt that succeeded, or still runs, was at work
     failed     an attempt was at work that failed, or of which nothing more was heard
+    debug      kept after a failure, for a person to look at
+    warm       kept for the next task, which did not need it yet
     idle       held, and no attempt of a job ran: deploying, between tasks, cleaning
     storage    checkpoints in the bucket, from their commit on
     serving    the serving host, while a version of the run is what it serves
@@ -30,6 +32,8 @@ class Line(enum.Enum):
 
     TRAINING = "training"
     FAILED = "failed"
+    DEBUG = "debug"
+    WARM = "warm"
     IDLE = "idle"
     STORAGE = "storage"
     SERVING = "serving"
@@ -38,6 +42,8 @@ class Line(enum.Enum):
 UNIT: Final[Mapping[Line, str]] = {
     Line.TRAINING: "node-seconds",
     Line.FAILED: "node-seconds",
+    Line.DEBUG: "node-seconds",
+    Line.WARM: "node-seconds",
     Line.IDLE: "node-seconds",
     Line.STORAGE: "GiB-months",
     Line.SERVING: "host-seconds",
@@ -80,6 +86,16 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """The machines of a generation were kept though nothing ran on them: `Line.DEBUG` or `Line.WARM`."""
+
+    generation: int
+    start: datetime
+    end: datetime
+    line: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """Bytes in the bucket."""
 
@@ -104,6 +120,7 @@ class Spending:
 
     holds: tuple[Hold, ...] = ()
     works: tuple[Work, ...] = ()
+    waits: tuple[Wait, ...] = ()
     stored: tuple[Stored, ...] = ()
     served: tuple[Served, ...] = ()
 
@@ -218,7 +235,7 @@ def _machine_seconds(spending: Spending, span: _Span) -> Iterable[tuple[Line, st
             by_node.setdefault(hold.interval.node_id, []).append(hold)
     for holds in by_node.values():
         edges = {edge for hold in holds for edge in span.clip(hold.interval.start, hold.interval.end)}
-        edges |= {edge for work in spending.works for edge in span.clip(work.start, work.end)}
+        edges |= {edge for work in (*spending.works, *spending.waits) for edge in span.clip(work.start, work.end)}
         cuts = sorted(edges)
         for start, end in pairwise(cuts):
             covering = [hold for hold in holds if hold.interval.start <= start and end <= hold.interval.end]
@@ -226,14 +243,17 @@ def _machine_seconds(spending: Spending, span: _Span) -> Iterable[tuple[Line, st
                 # of two classes for one moment, which no cloud has, always the same one is taken
                 name = min(hold.interval.resource_class for hold in covering)
                 generations = {hold.generation for hold in covering}
-                yield _line(spending.works, generations, start, end), name, (end - start).total_seconds()
+                yield _line(spending, generations, start, end), name, (end - start).total_seconds()
 
 
-def _line(works: Iterable[Work], generations: set[int], start: datetime, end: datetime) -> Line:
-    during = [w for w in works if w.generation in generations and w.start <= start and end <= w.end]
+def _line(spending: Spending, generations: set[int], start: datetime, end: datetime) -> Line:
+    during = [w for w in spending.works if w.generation in generations and w.start <= start and end <= w.end]
     if any(work.counted for work in during):
         return Line.TRAINING
-    return Line.FAILED if during else Line.IDLE
+    if during:
+        return Line.FAILED
+    kept = (w.line for w in spending.waits if w.generation in generations and w.start <= start and end <= w.end)
+    return next(kept, Line.IDLE)
 
 
 def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:

@@ -57,6 +57,8 @@ class LeaseRequest:
         spares: How many more machines to keep ready for the place of a lost one; fewer, where there are not so many.
         machines: Only these, by the provider's id or name; empty for any.
         project: For which project of the cloud (Ironic: owner of the allocation); "" for that of the login.
+        hold_on_failure_s: How long the machines stay for a person to look at them when what ran there failed; paid for,
+            and never beyond the deadline. 0: they are given back.
     """
 
     nodes: int
@@ -70,6 +72,7 @@ class LeaseRequest:
     spares: int = 0
     machines: tuple[str, ...] = ()
     project: str = ""
+    hold_on_failure_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -82,6 +85,8 @@ class LeaseRequest:
             raise ValueError(f"deadline {self.deadline!r} has no time zone")
         if self.wait_s < 0:
             raise ValueError(f"wait_s must not be negative, not {self.wait_s!r}")
+        if self.hold_on_failure_s < 0:
+            raise ValueError(f"hold_on_failure_s must not be negative, not {self.hold_on_failure_s!r}")
 
     def __str__(self) -> str:
         traits = f" with traits {', '.join(self.traits)}" if self.traits else ""

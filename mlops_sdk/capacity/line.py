@@ -8,7 +8,7 @@ to the same answer, so nobody has to run a server. A ticket that nobody renews s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -139,19 +139,22 @@ class Line:
         """
         if not turn.ends:
             return
-        markers = [machine.marker for machine in self._provider.pool() if machine.marker is not None]
-        victims = {(key, marker.generation): marker for marker in markers if (key := _key_of(marker)) in turn.ends}
+        victims: dict[tuple[str, int], list[Marker]] = {}
+        for machine in self._provider.pool():
+            if machine.marker is not None and (key := _key_of(machine.marker)) in turn.ends:
+                victims.setdefault((key, machine.marker.generation), []).append(machine.marker)
         now = self._provider.now()
-        for (key, generation), marker in victims.items():
-            ends_at = min(marker.deadline, now + timedelta(seconds=self._settings.notice_s))
+        for (key, generation), markers in victims.items():
+            ends_at = min(markers[0].deadline, now + timedelta(seconds=self._settings.notice_s))
             notice = Notice(ends_at=ends_at, reason=EndReason.PREEMPTED, by=turn.ticket.run_key)
             orders = OrderBook(self._store, key, generation).change(partial(noticed, notice=notice))
-            self._end_at(marker, orders)
+            self._end_at(markers, orders)
 
-    def _end_at(self, marker: Marker, orders: Orders) -> None:
+    def _end_at(self, markers: Sequence[Marker], orders: Orders) -> None:
         """Let the machines of a run that was given notice carry its end. It is renewed no further than it was."""
-        if orders.notice is None or marker.deadline <= orders.notice.ends_at:
+        if orders.notice is None or all(marker.deadline <= orders.notice.ends_at for marker in markers):
             return
+        marker = markers[0]
         grant = Grant(
             run_id=uuid.UUID(marker.run_id),
             deployment_id=uuid.UUID(marker.deployment_id),
@@ -159,8 +162,9 @@ class Line:
             owner=marker.owner,
             request=LeaseRequest(nodes=marker.nodes, resource_class="", deadline=orders.notice.ends_at),
             broker_key=SecretStr(""),  # gives no keys to machines here
+            numbers=tuple(sorted(marker.index for marker in markers)),
         )
-        self._provider.extend(grant, renewed_until=marker.renewed_until)
+        self._provider.extend(grant, renewed_until=max(marker.renewed_until for marker in markers))
 
     def _plan(self, tickets: Iterable[Ticket]) -> tuple[Turn, ...]:
         now = self._provider.now()

@@ -89,6 +89,17 @@ class Orders:
             ends.append(self.kept.until)
         return min(ends)
 
+    def words(self, run: str) -> str:
+        """For a person who sees the machines of this run: what else there is to know about them."""
+        texts: list[str] = []
+        if self.kept is not None and self.kept.why is Keeping.DEBUG:
+            texts.append(f"failed, stays until {self.kept.until:%H:%M:%S} UTC: mlops lease login {run}")
+        elif self.kept is not None:
+            texts.append(f"kept warm until {self.kept.until:%H:%M:%S} UTC")
+        if self.notice is not None:
+            texts.append(f"ends at {self.notice.ends_at:%H:%M:%S} UTC for run {self.notice.by}")
+        return "; ".join(texts)
+
     def to_json(self) -> dict[str, Any]:
         """As stored."""
         notice, kept = self.notice, self.kept
@@ -149,6 +160,22 @@ def extended(orders: Orders, request: LeaseRequest, deadline: datetime, *, now: 
         kept = replace(kept, until=deadline)
     later = max(deadline, orders.deadline_of(request))
     return replace(orders, deadline=later, credential=orders.credential + 1, kept=kept)
+
+
+def kept(orders: Orders, request: LeaseRequest, keep: Kept, *, now: datetime) -> Orders:
+    """The orders to keep a lease without a process that renews it, not beyond its end.
+
+    Raises:
+        LeaseLost: it has ended, or somebody else needs the machines.
+    """
+    end = orders.end_of(request)
+    if orders.notice is not None or now >= end:
+        raise LeaseLost(
+            "the lease cannot be kept",
+            seen=f"it ends at {to_iso(end)}" + (f" for run {orders.notice.by!r}" if orders.notice else ""),
+            next_step="release it",
+        )
+    return replace(orders, kept=replace(keep, until=min(keep.until, end)))
 
 
 def noticed(orders: Orders, notice: Notice) -> Orders:

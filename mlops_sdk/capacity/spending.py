@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from mlops_sdk.capacity.cost import Interval
-from mlops_sdk.capacity.cost_lines import Hold, Rollout, Spending, Stored, Work
+from mlops_sdk.capacity.cost_lines import Hold, Line, Rollout, Spending, Stored, Wait, Work
 from mlops_sdk.capacity.lease import from_iso
 from mlops_sdk.checkpoint.manifest import Manifest
 from mlops_sdk.history import History, Piece, read_history
@@ -21,6 +21,7 @@ from mlops_sdk.journal import Entry, EntryKind
 from mlops_sdk.training.launch import Cause
 
 ATTEMPT: Final = "attempt"
+_KEPT: Final = {"lease.hold": Line.DEBUG, "lease.park": Line.WARM}
 _COUNTED: Final = frozenset({Cause.SUCCEEDED.value, Cause.STOPPED.value})  # the work is done, or is in a checkpoint
 
 
@@ -69,7 +70,11 @@ def read_record(key: str, entries: Iterable[Entry], now: datetime) -> RunRecord:
     return RunRecord(
         key=key,
         history=history,
-        spending=Spending(holds=tuple(_holds(ordered, history, now)), works=tuple(_works(ordered, history, now))),
+        spending=Spending(
+            holds=tuple(_holds(ordered, history, now)),
+            works=tuple(_works(ordered, history, now)),
+            waits=tuple(_waits(ordered, history, now)),
+        ),
         rollouts=tuple(
             Rollout(run_key=key, endpoint=e.resource, version=str(e.data.get("version", "")), at=e.at)
             for e in ordered
@@ -137,6 +142,33 @@ def _works(entries: Sequence[Entry], history: History, now: datetime) -> Iterabl
         yield Work(generation=start.generation, start=start.at, end=max(start.at, stop), counted=counted)
 
 
+def _waits(entries: Sequence[Entry], history: History, now: datetime) -> Iterable[Wait]:
+    """Times for which machines were kept: until they are leased again, given back, or returned by the reaper."""
+    for entry in entries:
+        line = _KEPT.get(entry.action)
+        if line is None or entry.kind is not EntryKind.OUTCOME:
+            continue
+        after = (
+            later.at
+            for later in entries
+            if later.number > entry.number
+            and later.generation == entry.generation
+            and later.action in {"lease", "release", "machine.released"}
+        )
+        end = next(after, now)
+        returned = _returned_at(history, entry.generation)
+        if returned is not None and returned > entry.at:
+            end = min(end, returned)
+        yield Wait(generation=entry.generation, start=entry.at, end=end, line=line)
+
+
+def _returned_at(history: History, generation: int) -> datetime | None:
+    """When the first machine of a generation began to be returned; None while none was."""
+    found = history.generations.get(generation)
+    evidence = [p.evidence for p in found.pieces.values() if p.evidence is not None] if found else []
+    return min((from_iso(item.started_at) for item in evidence if item.started_at), default=None)
+
+
 def _concluded(start: Entry, entries: Sequence[Entry], history: History, now: datetime) -> tuple[datetime, bool]:
     """When an attempt without an end ended, and whether it counts: its training was written down, or it still runs."""
     later = [entry for entry in entries if entry.number > start.number and entry.generation == start.generation]
@@ -145,7 +177,5 @@ def _concluded(start: Entry, entries: Sequence[Entry], history: History, now: da
             return entry.at, True
         if entry.action == "release" or (entry.action == ATTEMPT and entry.kind is EntryKind.INTENT):
             return entry.at, False
-    generation = history.generations.get(start.generation)
-    evidence = [p.evidence for p in generation.pieces.values() if p.evidence is not None] if generation else []
-    returned = [from_iso(item.started_at) for item in evidence if item.started_at]
-    return (min(returned), False) if returned else (now, True)
+    returned = _returned_at(history, start.generation)
+    return (returned, False) if returned is not None else (now, True)

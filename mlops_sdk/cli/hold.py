@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,6 +44,14 @@ def _wanted(command: _Command) -> _Command:
             click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="whose machines"),
             click.option("--priority", default="normal", show_default=True, type=priorities),
             click.option("--preemptible", is_flag=True, help="may be ended, with notice, for a higher priority"),
+            click.option(
+                "--hold-on-failure",
+                "hold_on_failure_s",
+                default=0.0,
+                show_default=True,
+                type=click.FloatRange(min=0),
+                help="seconds for which the machines stay when what runs on them fails",
+            ),
         )
     ):
         command = option(command)
@@ -88,9 +96,32 @@ def acquire(name: str | None, as_json: bool, command: tuple[str, ...], **wanted:
     with _terminated_as_interrupted(), client.start_run(name) as run:
         lease = run.lease(_request(client, wanted))
         click.echo(_shown(run, lease, as_json=as_json))
-        with _login(run, lease) as environment:
+        with _login(run, lease.nodes) as environment:
             status = _run(command, environment, run) if command else _hold(run)
+        if status and lease.request.hold_on_failure_s and run.ending() is None:
+            until = run.hold()
+            click.echo(f"the machines stay until {until:%Y-%m-%d %H:%M:%S} UTC: mlops lease login {run.key}", err=True)
     sys.exit(status)
+
+
+@click.command("login", context_settings={"ignore_unknown_options": True})
+@click.argument("run")
+@click.option("--machine", default=None, help="by name; default: the first one")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def login(run: str, machine: str | None, command: tuple[str, ...]) -> NoReturn:
+    """Log in to a machine of a run (id or key), or run COMMAND there. The lease stays as it is.
+
+    Example: mlops lease login abcdefghijkl --machine gpu-02 -- nvidia-smi
+    """
+    found = Client().attach(run)
+    nodes = found.look()
+    chosen = machine or nodes[0].name
+    if chosen not in {node.name for node in nodes}:
+        known = ", ".join(node.name for node in nodes)
+        raise click.UsageError(f"run {found.key} has no machine {chosen!r}; it has {known}")
+    with _login(found, nodes) as environment:
+        done = subprocess.run(["ssh", "-F", environment["MLOPS_SSH_CONFIG"], chosen, *command], check=False)
+    sys.exit(done.returncode)
 
 
 @click.command("extend")
@@ -144,6 +175,7 @@ def _request(client: Client, wanted: dict[str, Any]) -> LeaseRequest:
         provider=wanted["provider"],
         priority=Priority.named(wanted["priority"]),
         preemptible=wanted["preemptible"],
+        hold_on_failure_s=wanted["hold_on_failure_s"],
     )
 
 
@@ -156,16 +188,16 @@ def _shown(run: Run, lease: Lease, *, as_json: bool) -> str:
 
 
 @contextmanager
-def _login(run: Run, lease: Lease) -> Generator[dict[str, str]]:
+def _login(run: Run, nodes: Sequence[Node]) -> Generator[dict[str, str]]:
     """Files by which `ssh` logs in to the machines and pins their keys, for the time of a block; the environment."""
     folder = Path(tempfile.mkdtemp(prefix="mlops-lease-"))
     try:
         key, hosts, config = folder / "key", folder / "known_hosts", folder / "config"
         key.touch(mode=0o600)
         key.write_text(run.client_key.private)
-        hosts.write_text("".join(f"{node.name} {node.host_public_key.strip()}\n" for node in lease.nodes))
-        config.write_text("".join(_ssh_host(node, key, hosts) for node in lease.nodes))
-        addresses = ",".join(node.address for node in lease.nodes)
+        hosts.write_text("".join(f"{node.name} {node.host_public_key.strip()}\n" for node in nodes))
+        config.write_text("".join(_ssh_host(node, key, hosts) for node in nodes))
+        addresses = ",".join(node.address for node in nodes)
         yield {"MLOPS_RUN": run.key, "MLOPS_NODES": addresses, "MLOPS_SSH_CONFIG": str(config)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.lifecycle import as_markdown
+from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.owned import PoolMachine
 from mlops_sdk.capacity.providers.ironic import NAME as IRONIC
 from mlops_sdk.capacity.providers.ironic import IronicLeases
@@ -17,9 +21,11 @@ from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
-from mlops_sdk.cli.hold import acquire, extend, quote, release
+from mlops_sdk.cli.hold import acquire, extend, login, quote, release
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
+from mlops_sdk.names import run_key
+from mlops_sdk.objects import ObjectStore
 
 _BEGIN: Final = "<!-- what follows is written by `mlops lease states --into` -->"
 _END: Final = "<!-- end of what is written -->"
@@ -33,6 +39,7 @@ def lease() -> None:
 lease.add_command(quote)
 lease.add_command(acquire)
 lease.add_command(extend)
+lease.add_command(login)
 lease.add_command(release)
 
 
@@ -42,11 +49,24 @@ def list_leases(as_json: bool) -> None:
     """Every machine this project sees, and who holds it. Asks the cloud, not the journals."""
     services = Client().services
     machines = [machine for name in services.providers for machine in services.provider(name).pool()]
-    rows = [_row(machine) for machine in sorted(machines, key=lambda machine: (machine.provider, machine.name))]
+    notes = _notes(services.store, [machine.marker for machine in machines if machine.marker is not None])
+    ordered = sorted(machines, key=lambda machine: (machine.provider, machine.name))
+    rows = [{**_row(machine), "note": notes.get(_lease_of(machine.marker), "")} for machine in ordered]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    headings = ("provider", "machine", "class", "state", "power", "held by", "owner", "renewed until", "deadline")
+    headings = (
+        "provider",
+        "machine",
+        "class",
+        "state",
+        "power",
+        "held by",
+        "owner",
+        "renewed until",
+        "deadline",
+        "note",
+    )
     print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
 
 
@@ -117,6 +137,16 @@ def _row(machine: PoolMachine) -> dict[str, str]:
         "renewed_until": f"{marker.renewed_until:%H:%M:%S}" if marker else "",
         "deadline": f"{marker.deadline:%Y-%m-%d %H:%M:%S}" if marker else "",
     }
+
+
+def _lease_of(marker: Marker | None) -> tuple[str, int]:
+    return ("", 0) if marker is None else (run_key(uuid.UUID(marker.run_id)), marker.generation)
+
+
+def _notes(store: ObjectStore, markers: Iterable[Marker]) -> dict[tuple[str, int], str]:
+    """What was decided about the leases, in words, for those where something was."""
+    leases = {_lease_of(marker) for marker in markers}
+    return {found: OrderBook(store, *found).read().words(found[0]) for found in leases}
 
 
 def _turn(provider: str, turn: Turn) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class ProvisionOperator(MlopsOperator):
         wait_s: How long to wait for capacity. Templated.
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``. Templated.
         preemptible: Whether the lease may be ended, with notice, for a higher priority. Templated.
+        hold_on_failure_s: How long the machines stay for a person when a job on them failed; 0: not at all. Templated.
         provider: Whose machines: ``ironic``, or another one that the deployment has. Templated.
         kwargs: Of `MlopsOperator`.
     """
@@ -60,6 +61,7 @@ class ProvisionOperator(MlopsOperator):
         "wait_s",
         "priority",
         "preemptible",
+        "hold_on_failure_s",
         "provider",
     )
     operator_extra_links = (NodeLink(),)
@@ -75,6 +77,7 @@ class ProvisionOperator(MlopsOperator):
         wait_s: float | str = 60.0,
         priority: str = "normal",
         preemptible: bool | str = False,
+        hold_on_failure_s: float | str = 0.0,
         provider: str = DEFAULT_PROVIDER,
         **kwargs: Any,
     ) -> None:
@@ -86,6 +89,7 @@ class ProvisionOperator(MlopsOperator):
         self.wait_s = wait_s
         self.priority = priority
         self.preemptible = preemptible
+        self.hold_on_failure_s = hold_on_failure_s
         self.provider = provider
 
     def execute(self, context: Context) -> NoReturn:
@@ -96,7 +100,8 @@ class ProvisionOperator(MlopsOperator):
             history = run.history()
             if not _stored(context):
                 self._check_that_it_is_ours(history)
-        self._lease(context, client, run, history.generation_to_try(_stored(context)))
+        wanted = self._trigger(run, 0).request(client.services.now())
+        self._lease(context, client, run, history.generation_to_try(_stored(context), wanted=wanted))
 
     def provisioned(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """The machines are there, or not."""
@@ -126,7 +131,13 @@ class ProvisionOperator(MlopsOperator):
 
     def _lease(self, context: Context, client: Client, run: Run, generation: int) -> NoReturn:
         _store(context).set(GENERATION, generation)
-        trigger = ProvisionTrigger(
+        trigger = self._trigger(run, generation)
+        with self.failures():
+            trigger.quote = self._ask(client, run, generation, trigger.request(client.services.now()))
+        self.defer(trigger=trigger, method_name=self.provisioned.__name__, timeout=self.execution_timeout)
+
+    def _trigger(self, run: Run, generation: int) -> ProvisionTrigger:
+        return ProvisionTrigger(
             generation=generation,
             asked_by=run.journal.writer,
             quote="",
@@ -137,13 +148,11 @@ class ProvisionOperator(MlopsOperator):
             wait_s=float(self.wait_s),
             priority=self.priority,
             preemptible=str(self.preemptible).lower() == "true",
+            hold_on_failure_s=float(self.hold_on_failure_s),
             provider=self.provider,
             **self.connections,
             run_name=self.run_name,
         )
-        with self.failures():
-            trigger.quote = self._ask(client, run, generation, trigger.request(client.services.now()))
-        self.defer(trigger=trigger, method_name=self.provisioned.__name__, timeout=self.execution_timeout)
 
     def _ask(self, client: Client, run: Run, generation: int, request: LeaseRequest) -> str:
         """Ask for the machines; the quote, empty when an earlier try has asked for them already.
@@ -214,9 +223,22 @@ class ReleaseOperator(MlopsOperator):
 
     Idempotent, and right in whatever state the run is: leased, half-way there, given back by the reaper, never begun.
     Pushes back ``{"run", "machines": {name: outcome}}``. Fails while something is not back, or not clean.
+
+    What a failed job left for a person to look at (`hold_on_failure_s`) stays until it ends by itself, or is ended by
+    `mlops lease release`; so does, with `keep_warm_s`, what a later task of this DAG run may want: one that provisions
+    the same again gets it as it is.
+
+    Args:
+        keep_warm_s: How long to keep the machines for that; 0: not at all. Templated.
+        kwargs: Of `MlopsOperator`.
     """
 
+    template_fields: Collection[str] = (*MlopsOperator.template_fields, "keep_warm_s")
     ui_color = "#e6eefc"
+
+    def __init__(self, *, keep_warm_s: float | str = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keep_warm_s = keep_warm_s
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Nothing to wait for, or wait."""
@@ -224,7 +246,7 @@ class ReleaseOperator(MlopsOperator):
         with self.failures():
             if self.hook.client().find(self.run_name) is None:
                 return {"run": "", "machines": {}}
-        trigger = ReleaseTrigger(**self.connections, run_name=self.run_name)
+        trigger = ReleaseTrigger(keep_warm_s=float(self.keep_warm_s), **self.connections, run_name=self.run_name)
         return self.defer(trigger=trigger, method_name=self.released.__name__, timeout=self.execution_timeout)
 
     def released(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:

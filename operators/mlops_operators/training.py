@@ -132,6 +132,7 @@ class TrainOperator(MlopsOperator):
             wait_s=left_s,
             priority=request.priority.name.lower(),
             preemptible=request.preemptible,
+            hold_on_failure_s=request.hold_on_failure_s,
             provider=request.provider,
             **self.connections,
             run_name=self.run_name,

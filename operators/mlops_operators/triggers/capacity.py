@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, from_iso, to_iso
+from mlops_sdk.capacity.lifecycle import STATE_TEXT, LeaseState
 from mlops_sdk.capacity.provider import Grant
 from mlops_sdk.client import Client
-from mlops_sdk.errors import LeaseLost, MlopsError, NodeFailed
+from mlops_sdk.errors import CapacityError, LeaseLost, MlopsError, NodeFailed
+from mlops_sdk.history import Generation
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.names import run_id_for
 from mlops_sdk.run import Run
@@ -30,6 +33,7 @@ class ProvisionTrigger(MlopsTrigger):
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``.
         preemptible: Whether the lease may be ended, with notice, for a higher priority.
         provider: Whose machines.
+        hold_on_failure_s: How long the machines stay for a person when a job on them failed.
         until: Deadline (ISO) instead of `hours`, of a lease that goes on where another one ended; "" for none.
         connections: See `MlopsTrigger`.
     """
@@ -48,6 +52,7 @@ class ProvisionTrigger(MlopsTrigger):
         priority: str = "normal",
         preemptible: bool = False,
         provider: str = DEFAULT_PROVIDER,
+        hold_on_failure_s: float = 0.0,
         until: str = "",
         **connections: str,
     ) -> None:
@@ -63,6 +68,7 @@ class ProvisionTrigger(MlopsTrigger):
         self.priority = priority
         self.preemptible = preemptible
         self.provider = provider
+        self.hold_on_failure_s = hold_on_failure_s
         self.until = until
         self._adopts = False
         self._run: Run | None = None
@@ -82,6 +88,7 @@ class ProvisionTrigger(MlopsTrigger):
             "priority": self.priority,
             "preemptible": self.preemptible,
             "provider": self.provider,
+            "hold_on_failure_s": self.hold_on_failure_s,
             "until": self.until,
         }
 
@@ -95,6 +102,7 @@ class ProvisionTrigger(MlopsTrigger):
             wait_s=self.wait_s,
             priority=Priority.named(self.priority),
             preemptible=self.preemptible,
+            hold_on_failure_s=self.hold_on_failure_s,
             provider=self.provider,
         )
 
@@ -180,7 +188,20 @@ class ProvisionTrigger(MlopsTrigger):
 
 
 class ReleaseTrigger(MlopsTrigger):
-    """Gives back whatever the run holds, and proves it. Idempotent; a run that never began is proven at once."""
+    """Gives back whatever the run holds, and proves it. Idempotent; a run that never began is proven at once.
+
+    Args:
+        keep_warm_s: How long to keep the machines for a later task instead; 0: not at all.
+        connections: See `MlopsTrigger`.
+    """
+
+    def __init__(self, *, keep_warm_s: float = 0.0, **connections: str) -> None:
+        super().__init__(**connections)
+        self.keep_warm_s = keep_warm_s
+
+    def arguments(self) -> dict[str, Any]:
+        """See `MlopsTrigger.arguments`."""
+        return {**super().arguments(), "keep_warm_s": self.keep_warm_s}
 
     async def work(self) -> dict[str, Any]:
         """Give back; the outcome of each machine."""
@@ -189,8 +210,29 @@ class ReleaseTrigger(MlopsTrigger):
         if run is None:
             return {"run": "", "machines": {}}
         self.caretaker.take_over(run.key)
+        if (kept := await self.blocking(self._kept, run)) is not None:
+            return kept
         await self.drive(run.releasing(), client)
         return await self.blocking(returned, run)
+
+    def _kept(self, run: Run) -> dict[str, Any] | None:
+        """The machines that stay, and until when; None when they are to be given back."""
+        state = _latest(run).state
+        if self.keep_warm_s > 0 and state in {LeaseState.ACTIVE, LeaseState.WARM}:
+            with suppress(CapacityError):  # somebody else needs them
+                run.park(self.keep_warm_s)
+        elif state is not LeaseState.HELD_FOR_DEBUG:
+            return None
+        latest = _latest(run)
+        if latest.state not in {LeaseState.WARM, LeaseState.HELD_FOR_DEBUG} or latest.end is None:
+            return None
+        self.log.info("%s until %s: %s", STATE_TEXT[latest.state], to_iso(latest.end), f"mlops lease login {run.key}")
+        machines = {piece.node_name or piece.name: latest.state.value for piece in latest.pieces.values()}
+        return {"run": run.key, "machines": machines, "until": to_iso(latest.end)}
+
+
+def _latest(run: Run) -> Generation:
+    return run.history().latest or Generation(number=run.generation)
 
 
 def returned(run: Run) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 import stamina
 
 from mlops_operators.triggers.base import MlopsTrigger
+from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.capacity.lifecycle import EndReason
 from mlops_sdk.client import Client
-from mlops_sdk.errors import LeaseEnding, LeaseLost, Preempted, ServiceUnavailable
+from mlops_sdk.errors import JobFailed, LeaseEnding, LeaseLost, Preempted, ServiceUnavailable
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import arun_job
@@ -59,6 +60,11 @@ class TrainTrigger(MlopsTrigger):
         ) as ending:  # what was learned is in a checkpoint: give back at once, somebody may wait for it
             reason = EndReason.PREEMPTED if isinstance(ending, Preempted) else EndReason.DEADLINE
             await self.drive(run.releasing(reason), client)
+            raise
+        except JobFailed:
+            if lease.request.hold_on_failure_s > 0:
+                until = await self.blocking(run.hold)
+                self.log.info("its machines stay until %s: mlops lease login %s", to_iso(until), run.key)
             raise
         return await self.blocking(remember, run, lease, wanted, done)
 

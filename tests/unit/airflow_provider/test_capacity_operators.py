@@ -40,8 +40,8 @@ def provision(**changes) -> Task:
     return Task(ProvisionOperator(task_id="provision", run_name=NAME, **values))
 
 
-def release() -> Task:
-    return Task(ReleaseOperator(task_id="release", run_name=NAME))
+def release(**changes) -> Task:
+    return Task(ReleaseOperator(task_id="release", run_name=NAME, **changes))
 
 
 def nothing_is_held(cloud: FakeCloud) -> bool:
@@ -66,6 +66,39 @@ def test_machines_are_leased_and_given_back(cloud):
     back = release().run()
     assert back["machines"] == {"gpu-01": "cleaned", "gpu-02": "cleaned"}
     assert nothing_is_held(cloud)
+
+
+def test_a_later_task_of_the_dag_run_gets_the_machines_that_were_kept_warm(cloud):
+    first = provision().run()
+    kept = release(keep_warm_s="300").run()
+    assert kept["machines"] == {"gpu-01": "warm", "gpu-02": "warm"}
+    assert kept["until"].startswith("2026-01-01T00:05:")
+    assert release(keep_warm_s=300).run()["machines"] == kept["machines"]
+    cloud.clock.sleep(200)
+    cloud.reaper().reap_once()
+    deploys = cloud.faults.calls.count("deploy")
+    second = provision().run()
+    assert (second["nodes"], second["generation"]) == (first["nodes"], 1)
+    assert second["deadline"] > first["deadline"]
+    assert cloud.faults.calls.count("deploy") == deploys
+    assert set(release().run()["machines"].values()) == {"cleaned"}
+    assert nothing_is_held(cloud)
+
+
+def test_a_later_task_that_wants_something_else_gets_it_after_what_was_kept_warm_is_back(cloud):
+    provision().run()
+    release(keep_warm_s=300).run()
+    other = provision(nodes=1).run()
+    assert (len(other["nodes"]), other["generation"]) == (1, 2)
+    assert len(cloud.held) == 1
+    release().run()
+    assert nothing_is_held(cloud)
+
+
+def test_what_was_never_leased_is_not_kept_warm(cloud):
+    assert release(keep_warm_s=300).run() == {"run": "", "machines": {}}
+    cloud.client().start_run(NAME)
+    assert release(keep_warm_s=300).run()["machines"] == {}
 
 
 def test_the_generation_is_stored_before_anything_is_created(cloud):
@@ -161,6 +194,7 @@ def test_the_trigger_row_holds_names_only(cloud):
         "preemptible": False,
         "provider": "ironic",
         "until": "",
+        "hold_on_failure_s": 0.0,
     }
     assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from mlops_hooks.deployment import DeploymentHook
 from mlops_operators import training
+from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
 from mlops_operators.training import TrainOperator
 from mlops_operators.triggers import training as triggers
 from mlops_operators.triggers.keeping import Caretaker, Progress, progress_of
@@ -233,6 +234,24 @@ def test_a_lease_that_ends_for_somebody_else_waits_in_the_queue_and_goes_on(leas
     assert run.history().generations[2].request.deadline <= run.history().generations[1].request.deadline
     assert len(job.calls) == 2
     cloud.client().attach(leased.key).release()
+
+
+def test_a_failed_job_leaves_its_machines_to_a_person_if_that_was_asked_for(cloud, job):
+    values = {"nodes": 1, "resource_class": "gpu.h200.8x", "hold_on_failure_s": 300}
+    Task(ProvisionOperator(task_id="provision", run_name=NAME, **values)).run()
+    job.error = JobFailed("rank 0 on gpu-01 raised")
+    with pytest.raises(AirflowFailException, match="rank 0"):
+        train().run()
+    given = Task(ReleaseOperator(task_id="release", run_name=NAME)).run()
+    assert given["machines"] == {"gpu-01": "held_for_debug"}
+    assert given["until"].startswith("2026-01-01T00:05:")
+    assert list(cloud.held) == ["gpu-01"]
+    cloud.clock.sleep(302)
+    cloud.reaper().reap_once()
+    assert not cloud.held
+    run = cloud.client().start_run(NAME)
+    assert reasons(run, 1) == {"work_failed"}
+    assert run.prove().complete
 
 
 def test_no_time_is_left_after_a_preemption(leased, job, cloud):
