@@ -42,7 +42,7 @@ from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import KEEPING_ACTION, Generation, Piece, read_history
 from mlops_sdk.identity.credential import CredentialRequest, RunCredential
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
-from mlops_sdk.names import parse_resource_name, resource_name, run_key
+from mlops_sdk.names import piece_number, resource_name, run_key
 from mlops_sdk.services import Services
 from mlops_sdk.steps import Steps
 
@@ -104,7 +104,7 @@ class Holding:
             return found
         found = generations.get(self.number) or Generation(number=self.number)
         self._replacements = found.replacements
-        self._gone = {number_of(p.name) for p in found.pieces.values() if p.evidence is not None or p.failed}
+        self._gone = {piece_number(p.name) for p in found.pieces.values() if p.evidence is not None or p.failed}
         earlier = [generation for number, generation in generations.items() if number < self.number]
         self._avoid = frozenset(p.node_id for g in earlier for p in g.pieces.values() if p.failed and p.node_id)
         return found
@@ -257,7 +257,7 @@ class Holding:
     def _failed(self, generation: Generation) -> frozenset[str]:
         """Machines that failed this run before, in this generation too."""
         lost = {replacement.lost for replacement in generation.replacements}
-        here = {p.node_id for p in generation.pieces.values() if p.failed or number_of(p.name) in lost}
+        here = {p.node_id for p in generation.pieces.values() if p.failed or piece_number(p.name) in lost}
         return self._avoid | (here - {""})
 
     def _members(self, request: LeaseRequest) -> Members:
@@ -528,9 +528,3 @@ def known(request: LeaseRequest | None) -> LeaseRequest:
 def _held(generation: Generation, name: str) -> Held:
     piece = generation.pieces.get(name) or Piece(name=name)
     return Held(name=name, node_id=piece.node_id, deployed=piece.deployed, since=piece.since)
-
-
-def number_of(name: str) -> int:
-    """The number of a piece, by its name; -1 for what is none."""
-    parsed = parse_resource_name(name)
-    return int(parsed.index) if parsed is not None and parsed.index.isdigit() else -1

@@ -63,6 +63,17 @@ def parse_resource_name(name: str) -> ResourceName | None:
     return ResourceName(run_key=match[1], generation=int(match[2]), index=match[3])
 
 
+def piece_number(name: str) -> int:
+    """The number of a piece of a lease, by its name; -1 for what is none.
+
+    Example:
+        >>> piece_number("ml-aaaaaaaaaaaa-g1-3")
+        3
+    """
+    parsed = parse_resource_name(name)
+    return int(parsed.index) if parsed is not None and parsed.index.isdigit() else -1
+
+
 def derive_secret(broker_key: str, run_id: uuid.UUID, generation: int, purpose: str) -> bytes:
     """32 secret bytes for one purpose of one generation of one run (HMAC-SHA256 under the broker key).
 

@@ -58,7 +58,8 @@ def _prove_piece(piece: Piece, provider: Provider) -> list[ProofItem]:
 def _from_evidence(evidence: NodeEvidence) -> ProofItem:
     parts = [f"{evidence.outcome.value} ({evidence.provision_state}, {evidence.power_state or 'power unknown'})"]
     if evidence.cleaned_at:
-        parts.append(f"cleaned {_to_seconds(evidence.cleaned_at)}")
+        steps = f" ({', '.join(evidence.steps)})" if evidence.steps else ""
+        parts.append(f"cleaned {_to_seconds(evidence.cleaned_at)}{steps}")
     if evidence.last_error:
         parts.append(evidence.last_error)
     parts.append(f"seen {_to_seconds(evidence.finished_at)} by the {evidence.released_by}")

@@ -31,6 +31,7 @@ from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.orders import Keeping, Notice
 from mlops_sdk.capacity.reservations import reserve
+from mlops_sdk.clock import Clock
 from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, MlopsError, NoCapacity, Preempted
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json, same_machines
@@ -136,6 +137,11 @@ class Run:
             self.generation = latest.number + 1 if ended else latest.number
 
     # What the run has
+
+    @property
+    def clock(self) -> Clock:
+        """Durations and pauses."""
+        return self._services.clock
 
     @property
     def client_key(self) -> SshKey:

@@ -132,7 +132,7 @@ def wanted_of(request: LeaseRequest, now: datetime) -> tuple[Interval, ...]:
     end = max(now, request.deadline)
     return tuple(
         Interval(node_id=str(index), resource_class=request.resource_class, start=now, end=end)
-        for index in range(request.nodes)
+        for index in range(request.nodes + request.spares)
     )
 
 

@@ -15,7 +15,7 @@ machine is on exactly one line, so the lines add up to what was held:
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise, zip_longest
@@ -35,6 +35,7 @@ class Line(enum.Enum):
     DEBUG = "debug"
     WARM = "warm"
     IDLE = "idle"
+    SPARE = "spare"
     STORAGE = "storage"
     SERVING = "serving"
 
@@ -45,6 +46,7 @@ UNIT: Final[Mapping[Line, str]] = {
     Line.DEBUG: "node-seconds",
     Line.WARM: "node-seconds",
     Line.IDLE: "node-seconds",
+    Line.SPARE: "node-seconds",
     Line.STORAGE: "GiB-months",
     Line.SERVING: "host-seconds",
 }
@@ -69,15 +71,35 @@ class Prices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """A machine that was held for one generation of the run's lease."""
+    """A machine that was held for one generation of the run's lease.
+
+    Attributes:
+        generation: Which.
+        interval: From when until when.
+        spare_until: In reserve until then; None for one that was there to work.
+        away_from: Lost from then on; None for one that was not.
+    """
 
     generation: int
     interval: Interval
+    spare_until: datetime | None = None
+    away_from: datetime | None = None
+
+    def works(self, start: datetime, end: datetime) -> bool:
+        """Whether it was there to work all that time."""
+        in_time = self.away_from is None or end <= self.away_from
+        return in_time and (self.spare_until is None or start >= self.spare_until)
+
+    @property
+    def edges(self) -> tuple[datetime, ...]:
+        """Moments at which what it is changes."""
+        moments = (self.interval.start, self.interval.end, self.spare_until, self.away_from)
+        return tuple(moment for moment in moments if moment is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """An attempt of a job on all machines of a generation. `counted`: it succeeded, or still runs."""
+    """An attempt of a job on those of a generation that are there to work. `counted`: it succeeded, or still runs."""
 
     generation: int
     start: datetime
@@ -234,7 +256,7 @@ def _machine_seconds(spending: Spending, span: _Span) -> Iterable[tuple[Line, st
         if hold.interval.end > hold.interval.start:
             by_node.setdefault(hold.interval.node_id, []).append(hold)
     for holds in by_node.values():
-        edges = {edge for hold in holds for edge in span.clip(hold.interval.start, hold.interval.end)}
+        edges = {edge for hold in holds for moment in hold.edges for edge in span.clip(moment, moment)}
         edges |= {edge for work in (*spending.works, *spending.waits) for edge in span.clip(work.start, work.end)}
         cuts = sorted(edges)
         for start, end in pairwise(cuts):
@@ -242,11 +264,13 @@ def _machine_seconds(spending: Spending, span: _Span) -> Iterable[tuple[Line, st
             if covering:
                 # of two classes for one moment, which no cloud has, always the same one is taken
                 name = min(hold.interval.resource_class for hold in covering)
-                generations = {hold.generation for hold in covering}
-                yield _line(spending, generations, start, end), name, (end - start).total_seconds()
+                yield _line(spending, covering, start, end), name, (end - start).total_seconds()
 
 
-def _line(spending: Spending, generations: set[int], start: datetime, end: datetime) -> Line:
+def _line(spending: Spending, holds: Sequence[Hold], start: datetime, end: datetime) -> Line:
+    generations = {hold.generation for hold in holds if hold.works(start, end)}
+    if not generations:
+        return Line.SPARE if any(hold.away_from is None for hold in holds) else Line.IDLE
     during = [w for w in spending.works if w.generation in generations and w.start <= start and end <= w.end]
     if any(work.counted for work in during):
         return Line.TRAINING

@@ -98,6 +98,6 @@ def priced(
         out_of_service=supply.out_of_service,
         waiting=supply.waiting,
         price_per_node_second=price,
-        total=request.nodes * seconds * price,
+        total=(request.nodes + request.spares) * seconds * price,
         currency=currency,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from mlops_sdk.capacity.cost import Interval
@@ -18,9 +18,11 @@ from mlops_sdk.capacity.lease import from_iso
 from mlops_sdk.checkpoint.manifest import Manifest
 from mlops_sdk.history import History, Piece, read_history
 from mlops_sdk.journal import Entry, EntryKind
+from mlops_sdk.names import piece_number
 from mlops_sdk.training.launch import Cause
 
 ATTEMPT: Final = "attempt"
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _KEPT: Final = {"lease.hold": Line.DEBUG, "lease.park": Line.WARM}
 _COUNTED: Final = frozenset({Cause.SUCCEEDED.value, Cause.STOPPED.value})  # the work is done, or is in a checkpoint
 
@@ -59,7 +61,7 @@ class RunRecord:
             )
             for generation in self.history.generations.values()
             if generation.request is not None and not generation.over
-            for index in range(generation.request.nodes)
+            for index in range(generation.request.nodes + generation.request.spares)
         )
 
 
@@ -99,11 +101,15 @@ def _model_of(entry: Entry) -> str:
 
 
 def _holds(entries: Sequence[Entry], history: History, now: datetime) -> Iterable[Hold]:
+    roles = _roles(entries, history)
     for entry in entries:
         if entry.kind is EntryKind.COST:
             data = entry.data
+            spare_until, away_from = roles.get((entry.generation, entry.resource), (None, None))
             yield Hold(
                 generation=entry.generation,
+                spare_until=spare_until,
+                away_from=away_from,
                 interval=Interval(
                     node_id=str(data["node_id"]),
                     resource_class=str(data["resource_class"]),
@@ -120,7 +126,35 @@ def _holds(entries: Sequence[Entry], history: History, now: datetime) -> Iterabl
                     start=piece.since,
                     end=_end_of(piece, now),
                 )
-                yield Hold(generation=generation.number, interval=interval)
+                spare_until, away_from = roles.get((generation.number, piece.name), (None, None))
+                yield Hold(
+                    generation=generation.number, interval=interval, spare_until=spare_until, away_from=away_from
+                )
+
+
+_Role = tuple[datetime | None, datetime | None]
+
+
+def _roles(entries: Sequence[Entry], history: History) -> dict[tuple[int, str], _Role]:
+    """Until when a piece was in reserve, and from when on it was lost; one that is not there worked all the time."""
+    found: dict[tuple[int, str], _Role] = {}
+    for generation in history.generations.values():
+        request = generation.request
+        for name in generation.pieces:
+            if request is not None and request.nodes <= piece_number(name) < request.nodes + request.spares:
+                found[generation.number, name] = (_NEVER, None)
+    for entry in entries:
+        if entry.action != "node.replace":
+            continue
+        lost = (entry.generation, entry.resource)
+        spare_until = found.get(lost, (None, None))[0]
+        if entry.kind is EntryKind.INTENT:
+            found[lost] = (spare_until, entry.at)
+        elif entry.kind is EntryKind.EVENT:  # given up: it stays
+            found[lost] = (spare_until, None)
+        elif entry.kind is EntryKind.OUTCOME:
+            found[entry.generation, f"{entry.resource.rpartition('-')[0]}-{entry.data['by']}"] = (entry.at, None)
+    return found
 
 
 def _end_of(piece: Piece, now: datetime) -> datetime:

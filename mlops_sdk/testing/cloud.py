@@ -377,7 +377,8 @@ class FakeBaremetal(BaremetalApi):
     def history(self, node_id: str) -> Sequence[HistoryEntry]:
         """Newest first."""
         with self._call("history"):
-            return tuple(self._cloud.machines[node_id].history)
+            machine = self._cloud.machines.get(node_id)
+            return tuple(machine.history) if machine is not None else ()
 
     def address_of(self, node_id: str) -> str:
         """Nowhere."""

@@ -10,6 +10,7 @@ from datetime import timedelta
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers import ironic_api
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
+from mlops_sdk.capacity.providers.ironic_history import last_cleaning
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.identity import credential
 from mlops_sdk.identity.credential import CredentialApi, CredentialMarker, run_access_rules
@@ -30,10 +31,12 @@ def check_baremetal(api: BaremetalApi, *, resource_class: str, sleep: Callable[[
     _expect(api.get_machine(str(uuid.uuid4())) is None, "a machine that never was is None")
     _expect(not api.delete_allocation(name), "deleting what is gone is False")
     marker = _marker(api, run_id)
+    _expect(api.history(str(uuid.uuid4())) == (), "a machine that never was has no history")
     _expect(not api.set_times(name, renewed_until=marker.renewed_until), "renewing what is gone is False")
     try:
         _check_allocation(api, name, marker, resource_class, sleep)
         _check_deployment(api, name, marker, resource_class, sleep)
+        _check_cleaning_again(api, name, marker, resource_class, sleep)
         _check_no_capacity(api, name, marker, sleep)
     finally:
         api.delete_allocation(name)
@@ -74,10 +77,38 @@ def _check_deployment(
     api.deploy(allocation.node_id, drive)
     _refused(lambda: api.deploy(allocation.node_id, drive), "a machine is deployed once")
     _wait(lambda: _machine(api, allocation).provision_state == "active", sleep, "deployed")
+    api.power_off(allocation.node_id)
+    _wait(lambda: _is_off(_machine(api, allocation)), sleep, "switched off")
     _refused(lambda: api.delete_allocation(name), "the allocation of an active machine stays")
     api.tear_down(allocation.node_id)
     _wait(lambda: api.get_allocation(name) is None, sleep, "tear-down drops the allocation")
     _wait(lambda: _machine(api, allocation).provision_state == "available", sleep, "cleaned")
+
+
+def _check_cleaning_again(
+    api: BaremetalApi, name: str, marker: Marker, resource_class: str, sleep: Callable[[float], None]
+) -> None:
+    machine = _machine(api, _allocate(api, name, marker, resource_class, sleep))
+    _expect(api.delete_allocation(name), "nobody has it")
+
+    def shown() -> Machine:
+        found = api.get_machine(machine.id)
+        if found is None:
+            raise ContractBroken("a machine stays visible")
+        return found
+
+    _refused(lambda: api.provide(machine.id), "only a machine in hand is cleaned")
+    api.manage(machine.id)
+    _wait(lambda: shown().provision_state == "manageable", sleep, "in hand")
+    api.put_out(machine.id, "mlops: contract")
+    _expect((shown().maintenance, shown().maintenance_reason) == (True, "mlops: contract"), "out, with the reason")
+    began = api.now()
+    api.provide(machine.id)
+    _wait(lambda: shown().provision_state == "available", sleep, "cleaned")
+    _expect((shown().maintenance, shown().maintenance_reason) == (False, ""), "and back")
+    cleaning = last_cleaning(shown(), api.history(machine.id))
+    _expect(cleaning is not None and cleaning.erased, "its history says that disks were erased")
+    _expect(cleaning is not None and cleaning.finished_at >= began - timedelta(seconds=2), "and when")
 
 
 def _check_no_capacity(api: BaremetalApi, name: str, marker: Marker, sleep: Callable[[float], None]) -> None:
@@ -166,6 +197,10 @@ def _machine(api: BaremetalApi, allocation: Allocation) -> Machine:
     if machine is None:
         raise ContractBroken("the machine of an allocation is visible")
     return machine
+
+
+def _is_off(machine: Machine) -> bool:
+    return machine.power_state == "power off" and not machine.target_power_state and not machine.locked
 
 
 def _state(api: BaremetalApi, name: str) -> str:

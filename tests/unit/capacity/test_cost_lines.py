@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -50,6 +51,38 @@ def work(start: float, end: float, *, counted: bool, generation: int = 1) -> Wor
 
 def costs(spending: Spending, **span: datetime) -> dict[str, float]:
     return {line.value: cost for line, cost in by_line(portions(spending, PRICES, **span)).items() if cost}
+
+
+def test_a_spare_is_on_a_line_of_its_own_until_it_takes_the_place_of_a_lost_machine():
+    lost = replace(hold(0, 120), away_from=at(50))
+    spare = replace(hold(0, 200, "b"), spare_until=at(60))
+    spending = Spending(holds=(lost, spare), works=(work(10, 50, counted=False), work(60, 190, counted=True)))
+    assert costs(spending) == {
+        "failed": 20.0,  # of the lost one
+        "idle": 5.0 + 5.0 + 35.0,  # before and after the work, and of the lost one until it is given back
+        "spare": 30.0,
+        "training": 65.0,
+    }
+    assert sum(costs(spending).values()) == (120 + 200) * 0.5
+
+
+def test_a_journal_tells_who_was_a_spare_and_who_was_lost():
+    request = LeaseRequest(nodes=1, spares=1, resource_class="gpu", deadline=at(1000))
+    told = [
+        (EntryKind.INTENT, "lease", "", 0, {"request": request_to_json(request)}),
+        (EntryKind.OUTCOME, "allocation.create", "ml-aaaaaaaaaaaa-g1-0", 0, {"node_id": "a"}),
+        (EntryKind.OUTCOME, "allocation.create", "ml-aaaaaaaaaaaa-g1-1", 0, {"node_id": "b"}),
+        (EntryKind.INTENT, "node.replace", "ml-aaaaaaaaaaaa-g1-0", 50, {"lost": 0, "by": 1}),
+        (EntryKind.OUTCOME, "node.replace", "ml-aaaaaaaaaaaa-g1-0", 60, {"lost": 0, "by": 1}),
+    ]
+    entries = [
+        Entry(number=n, at=at(when), writer="w", kind=kind, action=action, resource=name, generation=1, data=data)
+        for n, (kind, action, name, when, data) in enumerate(told, start=1)
+    ]
+    holds = {hold.interval.node_id: hold for hold in read_record("k", entries, at(100)).spending.holds}
+    assert (holds["a"].spare_until, holds["a"].away_from) == (None, at(50))
+    assert (holds["b"].spare_until, holds["b"].away_from) == (at(60), None)
+    assert len(read_record("k", entries, at(100)).ahead(at(100))) == 2  # a spare is promised to be paid for, too
 
 
 def test_each_second_of_a_machine_is_on_one_line():

@@ -10,8 +10,8 @@ from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.loss import (
     Answer,
     Channel,
-    Suspicion,
     Statement,
+    Suspicion,
     blind_if_all_silent,
     evidence_of,
     judge,
