@@ -17,7 +17,7 @@ import enum
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mlops_sdk.capacity.accelerators import Card, Vendor, card_named, card_of, check_instances
@@ -166,28 +166,31 @@ def read_offer(flavor: Flavor) -> Offer:
     for (_, name), amount in _totals(specs).items():
         resources[name] += amount
     alias_counts = [int(match["count"]) for match in _aliases(specs) if match is not None]
+    plain = Offer(
+        delivery=Delivery.NONE,
+        card=card_of(required),
+        traits=required,
+        needs=_needs(flavor),
+        pinned=_is_pinned(specs),
+    )
     machine = _machine_class(specs)
-    common = {"traits": required, "needs": _needs(flavor), "pinned": _is_pinned(specs)}
-    card = card_of(required)
     if machine:
-        return Offer(delivery=Delivery.BARE_METAL, machine_class=machine, card=card, **common)
+        return replace(plain, delivery=Delivery.BARE_METAL, machine_class=machine)
     if alias_counts:
-        return Offer(delivery=Delivery.PASSTHROUGH, accelerators=sum(alias_counts), card=card, **common)
+        return replace(plain, delivery=Delivery.PASSTHROUGH, accelerators=sum(alias_counts))
     pieces = {name: amount for name, amount in resources.items() if name == "VGPU" or name.startswith("CUSTOM_")}
     if any(pieces.values()):
         profiles = {profile for name in pieces if (profile := _mig_profile(name))}
-        delivery = Delivery.MIG if profiles else Delivery.VGPU
-        return Offer(
-            delivery=delivery,
+        return replace(
+            plain,
+            delivery=Delivery.MIG if profiles else Delivery.VGPU,
             accelerators=sum(pieces.values()),
-            card=card,
             profile=profiles.pop() if len(profiles) == 1 else "",
-            warnings=tuple(_vgpu_warnings(specs, card)),
-            **common,
+            warnings=tuple(_vgpu_warnings(specs, plain.card)),
         )
     if specs.get("accel:device_profile"):
-        return Offer(delivery=Delivery.CYBORG, card=card, **common)
-    return Offer(delivery=Delivery.NONE, card=card, **common)
+        return replace(plain, delivery=Delivery.CYBORG)
+    return plain
 
 
 def contradictions(flavor: Flavor, offer: Offer) -> Iterator[Fault]:
