@@ -18,6 +18,7 @@ from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_http import NovaHttp
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.capacity.providers.static import StaticHosts
+from mlops_sdk.capacity.queue_view import QueueView
 from mlops_sdk.clock import Clock, SystemClock
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings, Settings
@@ -45,6 +46,7 @@ class Services:
         clock: Durations and pauses.
         keeper: Calls the heartbeats of runs.
         others: Providers besides Ironic, by name.
+        views: Of the queue of each provider: what all runs of this process who wait in it read together.
     """
 
     settings: Settings
@@ -55,6 +57,7 @@ class Services:
     clock: Clock = field(default_factory=SystemClock)
     keeper: Keeper = field(default_factory=ThreadKeeper)
     others: Mapping[str, OpenProvider] = field(default_factory=dict[str, OpenProvider])
+    views: dict[str, QueueView] = field(default_factory=dict[str, QueueView], compare=False, repr=False)
 
     def now(self) -> datetime:
         """The deployment's clock, by which journals are dated and claims expire: Ironic's."""
@@ -107,7 +110,8 @@ class Services:
 
     def line(self, name: str) -> Line:
         """The queue of a provider."""
-        return Line(self.store, self.provider(name), self.settings.lease, self.clock)
+        view = self.views.setdefault(name, QueueView(self.clock))
+        return Line(self.store, self.provider(name), self.settings.lease, self.clock, view)
 
 
 def connect_services(settings: Settings, keeper: Keeper | None = None, *, service: str = "") -> Services:
