@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -29,6 +30,7 @@ from mlops_sdk.capacity.providers.nova_states import (
 )
 from mlops_sdk.capacity.providers.nova_supply import fits, room_for
 from mlops_sdk.capacity.providers.nova_view import Action, Port, Server, Volume, in_force, judge, owned, records
+from mlops_sdk.identity.credential import run_access_rules
 from mlops_sdk.names import resource_name
 
 # nova/api/openstack/common.py of 34.0, and what a cell that is away is shown as
@@ -299,3 +301,11 @@ def test_replies_are_read_as_the_services_write_them():
 def test_an_order_shows_no_private_key():
     order = ServerOrder(name="n", flavor="f", image="i", ports=(), metadata={}, user_data="PRIVATE KEY")
     assert "PRIVATE" not in repr(order)
+
+
+def test_the_permissions_page_has_a_runs_rules_to_the_letter():
+    page = (Path(__file__).parents[3] / "docs" / "permissions.md").read_text()
+    part = page.split("<!-- nova rules -->")[1].split("<!-- /nova rules -->")[0]
+    rows = [tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in part.strip().splitlines()[2:]]
+    rules = run_access_rules(UUID(int=7), 3, "nova")
+    assert rows == [(rule.service, rule.method, rule.path) for rule in rules]
