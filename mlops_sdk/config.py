@@ -10,7 +10,7 @@ import os
 import uuid
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -138,12 +138,23 @@ class NovaSettings(_Group):
     user: str = Field(default="root", description="root, or the image's own user")
     availability_zone: str = ""
     security_groups: tuple[str, ...] = ()
+    vnic_types: dict[str, Literal["normal", "direct", "direct-physical", "macvtap"]] = Field(
+        default_factory=dict[str, Literal["normal", "direct", "direct-physical", "macvtap"]],
+        description="of the port on a network, where it is not normal: direct is a virtual function of the card",
+    )
     gateway: str = Field(default="", description="one of static_gateways, where servers are reached through it")
     root_volume_gib: int = Field(default=0, ge=0, description="boot from a volume of this size instead of a local disk")
     data_volume_gib: int = Field(default=0, ge=0, description="an empty volume besides")
     volume_type: str = ""
     most_servers: int = Field(default=16, gt=0, description="of a flavor, where the cloud does not say how many fit")
     flavors: dict[str, NovaFlavor] = Field(default_factory=dict[str, NovaFlavor])
+
+    @model_validator(mode="after")
+    def _types_are_of_its_networks(self) -> Self:
+        unknown = set(self.vnic_types) - set(self.networks)
+        if unknown:
+            raise ValueError(f"vnic_types name {', '.join(sorted(unknown))}, which is not in networks")
+        return self
 
 
 class LeaseSettings(_Group):

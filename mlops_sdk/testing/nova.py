@@ -181,9 +181,9 @@ class FakeCompute(ComputeApi):
             self._cloud.moved()
             return iter([port for port in self._cloud.ports.values() if not names or port.name in names])
 
-    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str]) -> Port:
+    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str], vnic: str = "normal") -> Port:
         """See `ComputeApi.create_port`."""
-        del groups
+        del groups, vnic
         with self._cloud.faults.call("create_port"):
             port = Port(
                 id=str(uuid.uuid4()),

@@ -115,8 +115,8 @@ class ComputeApi(Protocol):
         """All that the project sees, or those of these names."""
         ...
 
-    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str]) -> Port:
-        """Make a port on a network (id) with these security groups; none: the network's own."""
+    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str], vnic: str = "normal") -> Port:
+        """Make a port of a type on a network (id) with these security groups; none: the network's own."""
         ...
 
     def set_line(self, port_id: str, line: str) -> bool:

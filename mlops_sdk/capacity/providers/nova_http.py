@@ -129,9 +129,11 @@ class NovaHttp(ComputeApi):
             for raw in self._pages("network", "/v2.0/ports", "ports", {"name": group} if group else {}):
                 yield port_of(raw)
 
-    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str]) -> Port:
+    def create_port(self, *, name: str, network: str, line: str, groups: Sequence[str], vnic: str = "normal") -> Port:
         """See `ComputeApi.create_port`."""
         port: dict[str, Any] = {"name": name, "network_id": network, "description": line}
+        if vnic != "normal":
+            port["binding:vnic_type"] = vnic
         if groups:
             port["security_groups"] = [self._find("network", "/v2.0/security-groups", name) for name in groups]
         return port_of(self._change("network", "POST", "/v2.0/ports", {"port": port}, once=True).body["port"])

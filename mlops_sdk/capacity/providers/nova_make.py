@@ -6,6 +6,8 @@ says whose it is and until when.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mlops_sdk.capacity.config_drive import user_data
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.lease import Marker
@@ -45,7 +47,9 @@ class Maker:
             ServiceUnavailable: no answer; nobody knows whether there is a server now.
         """
         name = self._grant.name(index)
-        networks = [self._api.find_network(network) for network in self._nova.networks]
+        networks = {
+            self._api.find_network(name): self._nova.vnic_types.get(name, "normal") for name in self._nova.networks
+        }
         image = self._api.find_image(self._nova.image)
         ports = self._ports(index, networks)
         volumes = self._volumes(index, image)
@@ -81,21 +85,25 @@ class Maker:
             next_step="see its ports; the network needs a subnet",
         )
 
-    def _ports(self, index: int, networks: list[str]) -> list[Port]:
+    def _ports(self, index: int, networks: Mapping[str, str]) -> list[Port]:
         """One on each network: one of ours that nothing is bound to, or a new one."""
         name = self._grant.name(index)
         unused = sorted((p for p in self._api.list_ports([name]) if not p.server and self._owns(p)), key=age)
         found: list[Port] = []
-        for network in networks:
+        for network, vnic in networks.items():
             port = next((each for each in unused if each.network == network), None)
-            found.append(port or self._make_port(index, network))
+            found.append(port or self._make_port(index, network, vnic))
         return found
 
-    def _make_port(self, index: int, network: str) -> Port:
+    def _make_port(self, index: int, network: str, vnic: str) -> Port:
         name = self._grant.name(index)
         with self._party.boundary("port.create", name, network=network) as detail:
             port = self._api.create_port(
-                name=name, network=network, line=to_line(self._marker(index)), groups=self._nova.security_groups
+                name=name,
+                network=network,
+                line=to_line(self._marker(index)),
+                groups=self._nova.security_groups,
+                vnic=vnic,
             )
             detail.update(port_id=port.id)
         return port
