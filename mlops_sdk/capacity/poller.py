@@ -21,7 +21,7 @@ from mlops_sdk.errors import MlopsError, RemoteError
 from mlops_sdk.steps import pauses
 
 _LOG = logging.getLogger(__name__)
-# Of a period: how soon who comes new has its first answer. Machines of a small deployment are ready within a second.
+# Of a period: how soon who joins others has its first answer; alone, at once. Small machines are ready within a second.
 _FIRST_SHARE = 1 / 8
 # A look that takes long is not repeated at once: so many times as long, or a period.
 _REST_PER_LOOK = 2.0
@@ -130,10 +130,11 @@ class Poller:
         answer: asyncio.Future[Snapshot | None] = asyncio.get_running_loop().create_future()
         self._waiters.join(waiter)
         self._answers[waiter], self._until[waiter] = answer, until
-        soon = max(self._clock.monotonic() + self._period_s * _FIRST_SHARE, self._not_before)
+        now = self._clock.monotonic()
+        soon = max(now + self._period_s * _FIRST_SHARE, self._not_before)
         self._pauses = pauses(self._period_s)
         if self._task is None:
-            self._due = soon
+            self._due = max(now, self._not_before)
             self._task = asyncio.get_running_loop().create_task(self._work(), name="mlops-poller")
         elif soon < self._due:
             self._due = soon

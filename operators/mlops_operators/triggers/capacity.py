@@ -109,7 +109,12 @@ class ProvisionTrigger(MlopsTrigger):
     async def work(self) -> dict[str, Any]:
         """Lease; the machines by name."""
         client = await self.client()
-        await self._while_on_their_way(client)
+        with self.caretaker.pollers.keeping(client.services, self._asked_for(client)):
+            await self._while_on_their_way(client)
+            return await self._lease(client)
+
+    async def _lease(self, client: Client) -> dict[str, Any]:
+        """Adopt what there is, ask for what is not, or give back."""
         run = self._run = await self.blocking(client.start_run, self.run_name)
         try:
             self._adopts = await self.blocking(self._was_asked_for_before, run)
@@ -132,25 +137,26 @@ class ProvisionTrigger(MlopsTrigger):
         }
 
     async def _while_on_their_way(self, client: Client) -> None:
-        """Wait as one of many while nothing has to be done for machines that the task has asked for, renewed together.
+        """Wait as one of many while nothing has to be done for machines that the task has asked for.
 
-        Takes no journal, credential or thread of its own; whatever else than "on its way" is seen is for `leasing_in`.
+        Takes no journal, credential or thread of its own; whatever else than "on its way" is seen is for `_lease`.
         """
-        services, pollers = client.services, self.caretaker.pollers
-        poller = pollers.of(services, self.provider)
-        if poller is None:
-            return
-        grant = Grant(
+        poller = self.caretaker.pollers.of(client.services, self.provider)
+        if poller is not None:
+            # half of the time that machines have to come up: the rest is for what happens when they do not
+            half = client.settings.lease.deploy_timeout_s / 2
+            await poller.ready(self._asked_for(client).names, at_most_s=half)
+
+    def _asked_for(self, client: Client) -> Grant:
+        """What the task has asked for, by name; the times of the request are those that the pieces carry."""
+        return Grant(
             run_id=run_id_for(client.settings.deployment_id, self.run_name),
             deployment_id=client.settings.deployment_id,
             generation=self.generation,
             owner="",
-            request=self.request(datetime.now(UTC)),  # its times are not used: what was asked for carries them
+            request=self.request(datetime.now(UTC)),
             broker_key=client.settings.broker_key,
         )
-        with pollers.keeping(services, grant):
-            # half of the time that machines have to come up: the rest is for what happens when they do not
-            await poller.ready(grant.names, at_most_s=client.settings.lease.deploy_timeout_s / 2)
 
     def failed(self, error: MlopsError) -> dict[str, Any]:
         """The event of a failure; says whether it was about machines of an earlier try, or those that the task got.

@@ -91,6 +91,21 @@ async def test_ten_thousand_who_wait_cost_the_looks_of_one_and_only_those_concer
     assert not poller.works
 
 
+async def test_who_is_alone_is_looked_for_at_once_and_who_joins_within_an_eighth_of_a_period(cloud, poller):
+    cloud.phases["a"] = Phase.READY
+    alone = await waits(poller, "a")
+    assert alone is not None
+    assert alone.asked_at == 0.0
+    stays = waits(poller, "b")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    joined = cloud.clock.monotonic()
+    again = await waits(poller, "a")
+    assert again is not None
+    assert again.asked_at <= joined + PERIOD  # the fake clock runs on in leaps of a pause
+    stays.cancel()
+
+
 async def test_what_is_not_there_calls_for_a_look(cloud, poller):
     snapshot = await waits(poller, "a", "never-made")
     assert snapshot is not None
