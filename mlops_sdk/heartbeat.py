@@ -60,6 +60,7 @@ class RunHeartbeat:
         self._beating = threading.Lock()
         self._stop: Stop | None = None
         self._rests = False
+        self._left = False
 
     @property
     def silent_for_s(self) -> float:
@@ -82,7 +83,7 @@ class RunHeartbeat:
         self._grant = grant
         self._follow = follow
         self._provider = None
-        self._rests = False
+        self._rests = self._left = False
         self.beat()
         self._stop = self._keeper.keep(self._again, self._settings.renew_for_s / _BEATS_PER_RENEWAL)
 
@@ -99,6 +100,10 @@ class RunHeartbeat:
         """From now on these pieces are renewed: one was replaced."""
         with self._beating:
             self._grant = grant
+
+    def leave(self) -> None:
+        """Renew nothing any more, for good; called in a beat: somebody else has decided how long the lease is kept."""
+        self._left = True
 
     def stop(self) -> None:
         """No more beats; waits for one in progress. Idempotent."""
@@ -154,7 +159,7 @@ class RunHeartbeat:
             trouble = error
         if failed is not None:
             raise failed
-        if self._now() <= self._grant.request.deadline:
+        if not self._left and self._now() <= self._grant.request.deadline:
             self._write(self._grant)
         if trouble is not None:
             raise trouble
@@ -162,7 +167,7 @@ class RunHeartbeat:
     def _renew(self) -> MlopsError | None:
         """Renew every allocation before the deadline; what went wrong, if something did."""
         grant, provider = self._grant, self._provider
-        if grant is None or provider is None or self._now() > grant.request.deadline:
+        if grant is None or provider is None or self._left or self._now() > grant.request.deadline:
             return None
         try:
             self.renewed = provider.renew(grant)

@@ -29,9 +29,9 @@ from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.orders import Keeping, Notice
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.clock import Clock
+from mlops_sdk.decisions import LeaseDecisions
 from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, MlopsError, NoCapacity, Preempted
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json, same_machines
@@ -71,7 +71,7 @@ class Lease:
         return self.request.deadline
 
 
-class Run:
+class Run(LeaseDecisions):
     """One run. Made by `Client.start_run` and `Client.attach`; not thread-safe except for its heartbeat.
 
     Attributes:
@@ -173,15 +173,6 @@ class Run:
             return lease
         return replace(lease, request=replace(lease.request, deadline=grant.request.deadline))
 
-    @property
-    def deadline(self) -> datetime:
-        """Hard end of the lease that the run has, whichever process holds it.
-
-        Raises:
-            LeaseLost: it never asked for one.
-        """
-        return self._holds.deadline()
-
     def history(self) -> History:
         """What the journal tells of this run."""
         return read_history(self.journal.entries())
@@ -257,7 +248,7 @@ class Run:
             ServiceUnavailable: a service is away; the lease may be all right.
         """
         generation = self._holds.state()
-        if generation.state is not LeaseState.ACTIVE:
+        if generation.state not in {LeaseState.ACTIVE, LeaseState.BEFORE_END}:
             raise LeaseLost(
                 f"generation {self.generation} of run {self.key!r} holds no machines",
                 seen=generation.state.value,
@@ -288,69 +279,6 @@ class Run:
                 seen=seen,
                 next_step="release, and lease again with run.next_generation()",
             )
-
-    def ending(self) -> Notice | None:
-        """The notice that the lease has, or None while its end is not near. For `run_job` and whoever works on it.
-
-        A lease has notice from `lease.notice_s` before its deadline on, and as soon as somebody of a higher priority
-        is promised its machines. The run's journal is told once.
-        """
-        return None if self._lease is None else self._holds.notice()
-
-    def hold(self, seconds: float | None = None) -> datetime:
-        """What ran on the machines failed: leave them as they are for a person, for so long at most; until when.
-
-        They stay without this process, paid for, and end by themselves: at the deadline, or then. `mlops lease login`
-        logs in to them, `extend` gives more time, `release` ends it.
-
-        Args:
-            seconds: None: what the request says (`hold_on_failure_s`).
-
-        Raises:
-            LeaseLost: the run holds no machines, or somebody else needs them.
-        """
-        if seconds is None:
-            request = self._holds.state().request
-            seconds = request.hold_on_failure_s if request is not None else 0.0
-        return self._leave(Keeping.DEBUG, seconds)
-
-    def park(self, seconds: float) -> datetime:
-        """Done for now, but a later task of this run may need the same machines: keep them warm; until when.
-
-        Who leases the same in this run until then gets them as they are, without another deployment. Nobody renews
-        them: the reaper returns them then, at the latest at the deadline. The time is a line of its own in the cost.
-
-        Raises:
-            LeaseLost: the run holds no machines, or somebody else needs them: release.
-        """
-        return self._leave(Keeping.WARM, seconds)
-
-    def look(self) -> tuple[Node, ...]:
-        """The machines that the run holds, whichever process does, for who logs in by hand. Changes nothing.
-
-        Raises:
-            LeaseLost: it holds none.
-        """
-        return drive(self._holds.look(), self._services.clock)
-
-    def extend(self, deadline: datetime) -> datetime:
-        """Give the lease a later deadline; from any process, whichever holds it. Idempotent.
-
-        The budget is asked first. The machines carry the new deadline when this returns; the process that holds the
-        lease knows it at its next heartbeat, and gets a credential that lasts as long.
-
-        Returns the deadline that is true now: of several at once the latest.
-
-        Raises:
-            BudgetExceeded: the owner's budget has no room for the time; nothing was changed.
-            LeaseLost: the run holds no machines, or they are promised to somebody else.
-            SettingsError: it is not later than the deadline that there is.
-        """
-        found = self._holds.extend(deadline)
-        if self._lease is not None:
-            with suppress(MlopsError):  # what could not be followed now is followed at the next beat
-                self._heartbeat.beat()
-        return found
 
     def release(self, reason: EndReason = EndReason.FINISHED) -> tuple[NodeEvidence, ...]:
         """Give every machine of this generation back, wait for its cleaning, revoke the credential. Idempotent.
@@ -472,24 +400,13 @@ class Run:
         reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.WORK_FAILED
         reason = _REASON_OF.get(type(error), reason)
         with _keeping(error):
-            if reason is EndReason.WORK_FAILED and self._is_to_be_held():
+            if reason is EndReason.WORK_FAILED and self.is_to_be_held():
                 with suppress(MlopsError):  # what cannot be held is given back
                     until = self.hold()
                     words = f"its machines stay until {until:%Y-%m-%d %H:%M:%S} UTC: `mlops lease login {self.key}`"
                     error.add_note(words)
                     return
             self.release(reason)
-
-    def _is_to_be_held(self) -> bool:
-        lease = self._lease
-        return lease is not None and lease.request.hold_on_failure_s > 0 and self.ending() is None
-
-    def _leave(self, why: Keeping, seconds: float) -> datetime:
-        until = self._holds.keep(why, seconds)
-        self._heartbeat.forget()
-        self._lease = None
-        self._left = True
-        return until
 
     def _warm_until(self, request: LeaseRequest | None) -> datetime | None:
         """The deadline that is wanted for machines that were kept warm; None when they were not."""

@@ -228,6 +228,8 @@ class Reaper:
             resource_class=request.resource_class if request else "",
             since=piece.since,
         )
+        if generation is not None and all(p.evidence or p is piece for p in generation.pieces.values()):
+            OrderBook(self._store, name.run_key, name.generation).forget()
         half_life_s = self._settings.lease.share_half_life_s
         note_return(self._services.store, evidence, owner=history.owner, since=piece.since, half_life_s=half_life_s)
 

@@ -15,6 +15,7 @@ from mlops_sdk.local.site import BUCKET, REGION, Site
 # A stack on one computer deploys a machine in seconds; the defaults are for machines that take minutes.
 LEASE: Final = {
     "renew_for_s": 20.0,
+    "notice_s": 15.0,
     "poll_s": 0.5,
     "reaper_period_s": 3.0,
     "clock_skew_s": 1.0,

@@ -231,6 +231,31 @@ def test_who_wants_something_else_gets_the_next_generation(cloud):
     assert held(cloud) == 0
 
 
+def test_a_process_that_still_beats_does_not_end_what_another_one_keeps(cloud):
+    run = start(cloud)
+    run.lease(request(cloud))
+    start(cloud).park(100)
+    for _ in range(4):
+        cloud.clock.sleep(20)
+        run._heartbeat._again()
+        assert not cloud.reaper().reap_once().due
+    with pytest.raises(LeaseLost, match="not renewed"):
+        run.raise_if_lost()
+    assert held(cloud) == 2
+    run.release()
+    assert held(cloud) == 0
+
+
+def test_what_the_reaper_returned_leaves_no_orders(cloud):
+    with start(cloud) as run:
+        run.lease(request(cloud))
+        run.park(100)
+    assert [key for key in cloud.s3.objects if key.startswith("orders/")]
+    cloud.clock.sleep(102)
+    cloud.reaper().reap_once()
+    assert not [key for key in cloud.s3.objects if key.startswith("orders/")]
+
+
 def test_one_process_parks_and_leases_again(cloud):
     with start(cloud) as run:
         run.lease(request(cloud))
