@@ -24,6 +24,7 @@ from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
 from mlops_sdk.capacity.providers.nova_marker import to_line
 from mlops_sdk.capacity.providers.nova_release import ServerReturn
 from mlops_sdk.capacity.providers.nova_sights import sights_of
+from mlops_sdk.capacity.providers.nova_states import ReturnStep, return_step
 from mlops_sdk.capacity.providers.nova_supply import Room, room_for
 from mlops_sdk.capacity.providers.nova_view import NAME, Server, in_force, is_of, judge, owned, records
 from mlops_sdk.capacity.quote import Quote, Supply, priced
@@ -210,9 +211,10 @@ class NovaLeases(Provider):
     def _move_times(
         self, grant: Grant, *, deadline: datetime | None = None, renewed_until: datetime | None = None
     ) -> int:
-        """Of the ports: they are the record. A piece counts whose server is there and whose record could be written."""
+        """Of the ports: they are the record. A piece counts whose server stays and whose record could be written."""
         servers = self._api.list_servers(grant.name(0).removesuffix("0"))
-        there = {server.name for server in servers if grant.owns(server.name, server.marker)}
+        ours = (server for server in servers if grant.owns(server.name, server.marker))
+        there = {server.name for server in ours if return_step(server) in {ReturnStep.DELETE, ReturnStep.UNKNOWN}}
         until = renewed_until or self._api.now() + timedelta(seconds=self._settings.renew_for_s)
         renewed: set[str] = set()
         for port in self._api.list_ports(grant.names):
