@@ -239,10 +239,10 @@ class NovaHttp(ComputeApi):
             reply = self._cloud.request(
                 "placement", "GET", path, params=query, headers=_PLACEMENT, accept={_NO_SUCH_CLASS}
             )
-            return reply.body
         except AccessDenied:
             self._blind = True
             return None
+        return reply.body
 
     def _get(
         self, service: str, path: str, query: Mapping[str, str] | None = None, *, hidden: bool = False
