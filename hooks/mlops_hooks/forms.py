@@ -105,6 +105,12 @@ OPENSTACK = Form(
             kind="object",
         ),
         "static_private_key": Extra(label="Key of that pool", description="Private key, OpenSSH form", secret=True),
+        "nova": Extra(
+            label="Servers of Nova",
+            description='{"networks": ["gpu-net"], "image": "ubuntu-24.04-cuda", '
+            '"flavors": {"gpu.h200.8x": {"delivery": "passthrough", "accelerators": 8}}}',
+            kind="object",
+        ),
         "lease": Extra(
             label="Lease settings",
             description='Times in seconds, for example {"renew_for_s": 120, "deploy_timeout_s": 1800}',

@@ -44,6 +44,7 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
         deployment = fields.given(
             "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
         )
+        deployment |= fields.given("nova")
         for kind, named in fields.given("static_hosts", "static_gateways").items():
             deployment[kind] = [{"name": name, **one} for name, one in named.items()]
             deployment["static_key"] = fields.secret("static_private_key")

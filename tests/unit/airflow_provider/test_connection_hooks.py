@@ -117,6 +117,17 @@ def test_a_pool_of_hosts_comes_from_the_connection_and_its_key_is_a_secret(conne
         DeploymentHook().settings()
 
 
+def test_servers_of_nova_come_from_the_connection(connections):
+    nova = {"networks": ["gpu-net"], "image": "ubuntu", "flavors": {"gpu": {"delivery": "mig", "accelerators": 1}}}
+    connections(**changed("mlops_openstack", nova=nova))
+    settings = DeploymentHook().settings()
+    assert settings.nova is not None
+    assert (settings.nova.networks, settings.nova.flavors["gpu"].accelerators) == (("gpu-net",), 1)
+    connections(**changed("mlops_openstack", nova={"networks": [], "image": "ubuntu"}))
+    with pytest.raises(SettingsError, match="networks"):
+        DeploymentHook().settings()
+
+
 def test_an_environment_and_logins_of_runs_come_from_connections_too(connections):
     connections(
         **changed("mlops_openstack", environment="dev"),
