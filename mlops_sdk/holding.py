@@ -21,7 +21,7 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.orders import Notice, Orders
 from mlops_sdk.capacity.owned import Held, Standing
-from mlops_sdk.capacity.provider import Grant, Provider
+from mlops_sdk.capacity.provider import Fencing, Grant, Provider
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.repair import Repair, fencing_of
 from mlops_sdk.capacity.use import note_return
@@ -151,6 +151,8 @@ class Holding(HeldLease):
         for left in reversed(range(_REPLACEMENTS)):
             request = known(self.state().request)
             members = self._members(request)
+            if any(done.lost == number and done.done for done in self._replacements):
+                break  # another process did it
             if number not in members.held:
                 raise LeaseLost(
                     f"machine {number} is no part of generation {self.number}",
@@ -178,6 +180,11 @@ class Holding(HeldLease):
     def _deployed(self) -> set[str]:
         """Pieces whose machine is in use, as far as the journal knows."""
         return {piece.name for piece in self.state().pieces.values() if piece.deployed}
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether its provider can switch machines off."""
+        return isinstance(self._open(self._everything(known(self._asked or self.state().request))), Fencing)
 
     def power(self, number: int) -> Statement:
         """What the BMC of one piece's machine says."""
@@ -227,6 +234,7 @@ class Holding(HeldLease):
 
     def _carry_out(self, replacement: Replacement, deployed: Collection[str]) -> Steps[None]:
         generation = self.state()
+        self._hold()
         everything = self._everything(known(self._asked))
         grant = replace(everything, numbers=(replacement.by,), avoid=self._failed(generation))
         lost = _held(generation, everything.name(replacement.lost))
@@ -239,6 +247,10 @@ class Holding(HeldLease):
                 yield from repair.begin_return(_held(self.state(), grant.name(replacement.by)), grant)
             raise
         self.state()
+        self._hold()
+
+    def _hold(self) -> None:
+        """Renew from now on those that are members now."""
         self._grant = self._grant_until(self._orders)
         self._heartbeat.hold(self._grant)
 

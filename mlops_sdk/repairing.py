@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlops_sdk.capacity.loss import Suspicion, Verdict, evidence_of, judge
+from mlops_sdk.capacity.node import Node
 from mlops_sdk.errors import LeaseLost
 from mlops_sdk.remote.witness import SshWitness, Witness
 from mlops_sdk.run import Lease, Run
@@ -37,6 +38,12 @@ def repair(run: Run, witness: Witness | None = None) -> Lease:
         LeaseLost: the whole lease is.
     """
     return drive(repairing(run, witness), run.clock)
+
+
+def mended(run: Run) -> tuple[Node, ...]:
+    """The machines to go on with after one went away: repaired, where that can be done; else as they are."""
+    lease = repair(run) if run.replaceable else run.held
+    return lease.nodes if lease is not None else ()
 
 
 def repairing(run: Run, witness: Witness | None = None) -> Steps[Lease]:

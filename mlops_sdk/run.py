@@ -362,6 +362,11 @@ class Run(LeaseDecisions):
         )
         return self._leased((yield from steps), lease.request)
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether one lost machine can be replaced while the rest stays: its provider can switch it off."""
+        return self._holds.replaceable
+
     def power(self, node: Node) -> Statement:
         """What the BMC of a leased machine says of it."""
         return self._holds.power(node.index)

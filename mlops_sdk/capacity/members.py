@@ -49,8 +49,8 @@ class Members:
 
     @property
     def held(self) -> tuple[int, ...]:
-        """All that are renewed."""
-        return (*self.working, *self.spares)
+        """All that are renewed: also one that is about to take a place."""
+        return (*self.working, *self.spares, *(item.by for item in self.pending if item.by >= 0))
 
 
 def members_of(request: LeaseRequest, replacements: Sequence[Replacement] = (), gone: Collection[int] = ()) -> Members:

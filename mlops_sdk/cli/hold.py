@@ -25,6 +25,7 @@ from mlops_sdk.capacity.orders import Notice
 from mlops_sdk.cli.advice import advice, workload_options
 from mlops_sdk.client import Client
 from mlops_sdk.run import Lease, Run
+from mlops_sdk.steps import drive
 
 _LOOK_S: Final = 2.0
 _GRACE_S: Final = 10.0
@@ -37,6 +38,7 @@ def _wanted(command: _Command) -> _Command:
     for option in reversed(
         (
             click.option("--nodes", default=1, show_default=True, type=click.IntRange(min=1), help="how many machines"),
+            click.option("--spares", default=0, show_default=True, type=click.IntRange(min=0), help="more, in reserve"),
             click.option("--class", "resource_class", required=True, help="resource class of each"),
             click.option("--trait", "traits", multiple=True, help="that each must have; again for more"),
             click.option("--hours", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True)),
@@ -145,6 +147,26 @@ def extend(run: str, until: datetime | None, hours: float | None, as_json: bool)
         click.echo(f"held by run {found.key} until {deadline:%Y-%m-%d %H:%M:%S} UTC")
 
 
+@click.command("replace")
+@click.argument("run")
+@click.argument("machine")
+@click.option("--unfenced", default="", help="your word that MACHINE is off, where its BMC cannot be asked")
+def replace(run: str, machine: str, unfenced: str) -> None:
+    """Put another machine in the place of MACHINE, which a run (id or key) has lost; the rest stays.
+
+    It is switched off through its BMC before. A job that runs there has to be started again on what the run holds then.
+
+    Example: mlops lease replace abcdefghijkl gpu-02 --unfenced "ada pulled the plug in rack 3"
+    """
+    found = Client().attach(run)
+    try:
+        drive(found.adopting(), found.clock)
+        lease = found.replace(machine, unfenced=unfenced)
+    finally:
+        found.close()
+    click.echo(f"run {found.key} works on {', '.join(node.name for node in lease.nodes)}")
+
+
 @click.command("release")
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -176,6 +198,7 @@ def _request(client: Client, wanted: dict[str, Any]) -> LeaseRequest:
         priority=Priority.named(wanted["priority"]),
         preemptible=wanted["preemptible"],
         hold_on_failure_s=wanted["hold_on_failure_s"],
+        spares=wanted["spares"],
     )
 
 

@@ -21,7 +21,7 @@ from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
-from mlops_sdk.cli.hold import acquire, extend, login, quote, release
+from mlops_sdk.cli.hold import acquire, extend, login, quote, release, replace
 from mlops_sdk.client import Client
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.names import run_key
@@ -41,6 +41,7 @@ lease.add_command(acquire)
 lease.add_command(extend)
 lease.add_command(login)
 lease.add_command(release)
+lease.add_command(replace)
 
 
 @lease.command("list")

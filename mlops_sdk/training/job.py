@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from queue import Empty, SimpleQueue
@@ -19,14 +20,14 @@ from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.capacity.lifecycle import END_TEXT, EndReason
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.orders import Notice
-from mlops_sdk.errors import JobFailed, LeaseEnding, MlopsError, Preempted, RemoteError, ServiceUnavailable
+from mlops_sdk.errors import JobFailed, LeaseEnding, MlopsError, NodeFailed, Preempted, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import to_json
-from mlops_sdk.remote.ssh import connected
+from mlops_sdk.remote.ssh import Connection, connected
 from mlops_sdk.steps import settled
 from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
 from mlops_sdk.training.events import AttemptEnded, JobEvent
-from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Verdict, place
+from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Placement, Verdict, place
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import LaunchSpec
 
@@ -67,10 +68,10 @@ def run_job(
     """Run the program on all nodes; returns when it has succeeded.
 
     An attempt that ended for a cause that trying again can cure is followed by the next one, up to `spec.max_attempts`;
-    the program resumes from its last committed checkpoint by itself. When this returns or raises, no process of the job
-    is left on a machine that can be reached. Works inside a running event loop too: the job has a thread of its own.
-    The callbacks are called in the caller's thread and may take their time; an exception in one ends the job and comes
-    out of here.
+    the program resumes from its last committed checkpoint by itself. A machine that went away is replaced before that,
+    where its provider can do that. When this returns or raises, no process of the job is left on a machine that can be
+    reached. Works inside a running event loop too: the job has a thread of its own. The callbacks are called in the
+    caller's thread and may take their time; an exception in one ends the job and comes out of here.
 
     Args:
         site: What the job needs of its run.
@@ -214,12 +215,12 @@ async def _run(
     on_event: Callable[[JobEvent], None],
 ) -> JobResult:
     began = time.monotonic()
-    placement = place(nodes, spec.processes_per_node)
-    hosts = [site.host(node) for node in placement.nodes]
     ended: list[AttemptEnded] = []
     while True:
         attempt_began = time.monotonic()
-        async with connected(hosts, timeout_s=site.ssh_timeout_s) as connections:
+        async with AsyncExitStack() as opened:
+            placement, connections = await _reach(opened, site, spec, nodes)
+            nodes = placement.nodes
             number = await _claim(site)
             attempt = Attempt(
                 site,
@@ -255,6 +256,25 @@ async def _run(
         if not retry:
             raise _failure(attempt, verdict, len(ended), spec.max_attempts)
         await asyncio.sleep(PAUSE_S[verdict.cause] * 2 ** (len(ended) - 1))
+        if verdict.cause is Cause.NODE_LOST:
+            nodes = await asyncio.to_thread(site.mend, nodes)
+
+
+async def _reach(
+    opened: AsyncExitStack, site: Site, spec: LaunchSpec, nodes: Sequence[Node]
+) -> tuple[Placement, list[Connection]]:
+    """Connections to all machines, in the placement's order; one that does not answer may be replaced, once."""
+    placement = place(nodes, spec.processes_per_node)
+    hosts = [site.host(node) for node in placement.nodes]
+    try:
+        return placement, await opened.enter_async_context(connected(hosts, timeout_s=site.ssh_timeout_s))
+    except NodeFailed:
+        others = await asyncio.to_thread(site.mend, nodes)
+        if set(others) == set(nodes):
+            raise
+    placement = place(others, spec.processes_per_node)
+    hosts = [site.host(node) for node in placement.nodes]
+    return placement, await opened.enter_async_context(connected(hosts, timeout_s=site.ssh_timeout_s))
 
 
 async def _claim(site: Site) -> int:

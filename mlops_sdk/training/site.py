@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class Site:
         generation: Of the lease.
         gateways: By name: those that machines of the lease may be behind.
         ending: Asked about once a second: the notice that the lease has, if it has one. The program is told.
+        mend: Given the machines of the job after one went away: those to go on with.
     """
 
     run_id: uuid.UUID
@@ -63,6 +64,7 @@ class Site:
     generation: int = 0
     gateways: Mapping[str, Host] = field(default_factory=dict[str, Host], repr=False)
     ending: Callable[[], Notice | None] = field(default=lambda: None, repr=False)
+    mend: Callable[[Sequence[Node]], Sequence[Node]] = field(default=lambda nodes: nodes, repr=False)
 
     @classmethod
     def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
@@ -73,6 +75,8 @@ class Site:
             tracking_run_id: MLflow run that gets the metrics; "" for none.
             secrets: Named secrets for the program.
         """
+        from mlops_sdk.repairing import mended  # noqa: PLC0415 - it looks at machines over SSH, as a site tells how
+
         settings = run.settings
         return cls(
             run_id=run.id,
@@ -88,6 +92,7 @@ class Site:
             generation=run.generation,
             gateways={g.name: found for g in settings.static_gateways if (found := gateway_of(settings, g.name))},
             ending=run.ending,
+            mend=lambda _: mended(run),
         )
 
     @property

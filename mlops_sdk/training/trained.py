@@ -152,7 +152,7 @@ def remember(run: Run, lease: Lease, wanted: TrainingOrder, done: JobResult) -> 
                 "data_revision": wanted.data_revision,
                 "generation": lease.generation,
                 "attempts": done.attempts[-1].attempt,
-                "nodes": tuple(NodeRecord.of(node) for node in lease.nodes),
+                "nodes": tuple(NodeRecord.of(node) for node in (run.held or lease).nodes),  # one may be another by now
                 "allocations": tuple(sorted(run.history().generations[lease.generation].pieces)),
                 **_reported(done.result),
             }

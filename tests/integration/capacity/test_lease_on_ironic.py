@@ -87,11 +87,11 @@ def test_two_machines_are_leased_renewed_attached_to_returned_and_proven(
     proof = run.prove()
     assert proof.complete, proof.missing
     assert sorted({item.kind.value for item in proof.items}) == ["allocation", "credential", "machine"]
+    assert all("deploy.erase_scratch" in item.evidence for item in proof.items if item.kind.value == "machine")
     for node in lease.nodes:
         machine = baremetal.get_machine(node.id)
         assert machine is not None
         assert machine.provision_state == "available"
-        assert machine.cleaned_at is not None
     summary = client.summary(run.key)
     assert summary.state == "released"
     assert summary.node_seconds > 0

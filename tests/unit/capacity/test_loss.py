@@ -105,6 +105,7 @@ def test_a_repair_that_was_cut_off_is_there_to_be_finished():
     assert members.pending == (begun,)
     assert members.working == (0, 1)
     assert members.spares == ()  # it is promised
+    assert members.held == (0, 1, 2)  # and renewed
     assert members_of(request(2, 2), (), gone={3}).spares == (2,)
 
 

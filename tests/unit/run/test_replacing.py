@@ -11,6 +11,7 @@ from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.members import Replacement
 from mlops_sdk.errors import LeaseLost, NoCapacity, NotFenced
 from mlops_sdk.run import Lease, Run
+from mlops_sdk.steps import drive
 from mlops_sdk.testing.cloud import FakeCloud, FakeMachine
 from mlops_sdk.testing.faults import Crash
 
@@ -146,6 +147,20 @@ def test_no_machine_for_the_place_says_so_and_the_next_generation_can_begin(clou
         assert run.lease(request(cloud, nodes=4)).generation == 2
     settled(cloud)
     assert nothing_is_left(cloud)
+
+
+def test_what_another_process_replaced_is_taken_as_it_is(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        lease = run.lease(request(cloud, spares=1))
+        by_hand = cloud.client().attach(run.id)
+        drive(by_hand.adopting(), cloud.clock)
+        now = by_hand.replace(lease.nodes[0].name)
+        by_hand.close()
+        assert run.held == lease  # it does not know yet
+        assert run.replace(lease.nodes[0].name).nodes == now.nodes
+        assert cloud.faults.calls.count("power_off") == 1
+    settled(cloud)
+    assert run.prove().complete
 
 
 def test_what_is_no_part_of_the_lease_is_not_replaced(cloud):
