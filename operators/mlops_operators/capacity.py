@@ -47,6 +47,7 @@ class ProvisionOperator(MlopsOperator):
         wait_s: How long to wait for capacity. Templated.
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``. Templated.
         preemptible: Whether the lease may be ended, with notice, for a higher priority. Templated.
+        spares: How many more to keep ready for the place of a lost one; fewer, where there are not so many. Templated.
         hold_on_failure_s: How long the machines stay for a person when a job on them failed; 0: not at all. Templated.
         provider: Whose machines: ``ironic``, or another one that the deployment has. Templated.
         kwargs: Of `MlopsOperator`.
@@ -62,6 +63,7 @@ class ProvisionOperator(MlopsOperator):
         "priority",
         "preemptible",
         "hold_on_failure_s",
+        "spares",
         "provider",
     )
     operator_extra_links = (NodeLink(),)
@@ -78,6 +80,7 @@ class ProvisionOperator(MlopsOperator):
         priority: str = "normal",
         preemptible: bool | str = False,
         hold_on_failure_s: float | str = 0.0,
+        spares: int | str = 0,
         provider: str = DEFAULT_PROVIDER,
         **kwargs: Any,
     ) -> None:
@@ -90,6 +93,7 @@ class ProvisionOperator(MlopsOperator):
         self.priority = priority
         self.preemptible = preemptible
         self.hold_on_failure_s = hold_on_failure_s
+        self.spares = spares
         self.provider = provider
 
     def execute(self, context: Context) -> NoReturn:
@@ -149,6 +153,7 @@ class ProvisionOperator(MlopsOperator):
             priority=self.priority,
             preemptible=str(self.preemptible).lower() == "true",
             hold_on_failure_s=float(self.hold_on_failure_s),
+            spares=int(self.spares),
             provider=self.provider,
             **self.connections,
             run_name=self.run_name,

@@ -133,6 +133,7 @@ class TrainOperator(MlopsOperator):
             priority=request.priority.name.lower(),
             preemptible=request.preemptible,
             hold_on_failure_s=request.hold_on_failure_s,
+            spares=request.spares,
             provider=request.provider,
             **self.connections,
             run_name=self.run_name,

@@ -98,6 +98,7 @@ def _machines(plan: Any, model: str, *, code: Any, data: Any) -> tuple[Provision
             wait_s=plan["wait_s"],
             priority=plan["priority"],
             preemptible=plan["preemptible"],
+            spares=plan["spares"],
             provider=plan["provider"],
             **_TRY_AGAIN,
         ).as_setup()

@@ -25,6 +25,7 @@ class CapacitySpec(_Spec):
     """The machines a training needs."""
 
     nodes: int = Field(default=2, ge=1, le=4096, description="How many machines; all or none are leased.")
+    spares: int = Field(default=0, ge=0, le=64, description="Machines in reserve, for the place of a lost one.")
     resource_class: ResourceClass = Field(
         default="gpu.h200.8x", description="Kind of each machine, as its provider calls it."
     )

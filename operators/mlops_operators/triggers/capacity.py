@@ -33,6 +33,7 @@ class ProvisionTrigger(MlopsTrigger):
         priority: Its class while there are too few: ``batch``, ``normal``, ``urgent``.
         preemptible: Whether the lease may be ended, with notice, for a higher priority.
         provider: Whose machines.
+        spares: How many more to keep ready for the place of a lost one.
         hold_on_failure_s: How long the machines stay for a person when a job on them failed.
         until: Deadline (ISO) instead of `hours`, of a lease that goes on where another one ended; "" for none.
         connections: See `MlopsTrigger`.
@@ -53,6 +54,7 @@ class ProvisionTrigger(MlopsTrigger):
         preemptible: bool = False,
         provider: str = DEFAULT_PROVIDER,
         hold_on_failure_s: float = 0.0,
+        spares: int = 0,
         until: str = "",
         **connections: str,
     ) -> None:
@@ -69,6 +71,7 @@ class ProvisionTrigger(MlopsTrigger):
         self.preemptible = preemptible
         self.provider = provider
         self.hold_on_failure_s = hold_on_failure_s
+        self.spares = spares
         self.until = until
         self._adopts = False
         self._run: Run | None = None
@@ -89,6 +92,7 @@ class ProvisionTrigger(MlopsTrigger):
             "preemptible": self.preemptible,
             "provider": self.provider,
             "hold_on_failure_s": self.hold_on_failure_s,
+            "spares": self.spares,
             "until": self.until,
         }
 
@@ -103,6 +107,7 @@ class ProvisionTrigger(MlopsTrigger):
             priority=Priority.named(self.priority),
             preemptible=self.preemptible,
             hold_on_failure_s=self.hold_on_failure_s,
+            spares=self.spares,
             provider=self.provider,
         )
 

@@ -232,6 +232,7 @@ def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
         wait_s=capacity.wait_s,
         priority=Priority.named(capacity.priority),
         preemptible=capacity.preemptible,
+        spares=capacity.spares,
         provider=capacity.provider,
     )
 

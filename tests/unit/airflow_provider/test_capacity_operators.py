@@ -195,6 +195,7 @@ def test_the_trigger_row_holds_names_only(cloud):
         "provider": "ironic",
         "until": "",
         "hold_on_failure_s": 0.0,
+        "spares": 0,
     }
     assert stored(deferred).serialize() == deferred.trigger.serialize()
     assert cloud.settings.broker_key.get_secret_value() not in repr(deferred.trigger)
