@@ -13,20 +13,27 @@ import shlex
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.loop_workload import MODEL, LoopSpec
 from mlops_sdk.config import MlflowSettings, S3Settings
 from mlops_sdk.errors import MlopsError
+from mlops_sdk.training.messages import MARK, Progress, decode
+
+if TYPE_CHECKING:
+    from airflow.sdk import PokeReturnValue
 
 _CACHE: Final = Path("~/.cache/openinfra-mlops")
 _BUILD: Final = "mlops_pipelines.programs.code_lm.corpus:build"
 _JOB: Final = "/run/stock"
+_POINTS: Final = 1000  # that MLflow takes at once
 _PYTHON: Final = "/opt/image/bin/python"
+# Each line of the log with its time, as the metrics in it have none.
+_STAMP: Final = "import sys,time\nfor line in sys.stdin: print(time.time(), line, end='', flush=True)"
 _SSH_OPTIONS: Final = ("BatchMode=yes", "LogLevel=ERROR", "ConnectTimeout=5")
 
 
@@ -210,7 +217,7 @@ def start_training(
     from mlops_sdk.objects import ObjectStore  # noqa: PLC0415 - as above
     from mlops_sdk.source import SourceRef, checkout, default_cache  # noqa: PLC0415 - as above
     from mlops_sdk.training.bundle import put_bundle  # noqa: PLC0415 - as above
-    from mlops_sdk.training.jobfile import FileRef, JobFile, Tracking  # noqa: PLC0415 - as above
+    from mlops_sdk.training.jobfile import FileRef, JobFile  # noqa: PLC0415 - as above
 
     access, spec = Access(), LoopSpec()
     source = checkout(SourceRef(repository=turn["repository"], commit=turn["commit"]), default_cache())
@@ -231,7 +238,6 @@ def start_training(
         address=node["address"],
         scratch=f"/scratch/{key}",
         s3=access.s3,
-        tracking=Tracking(settings=access.mlflow, run_id=run.info.run_id),
         bundle=FileRef(name="bundle.tar", key=bundle.key, sha256=bundle.sha256, size=bundle.size),
         data=(FileRef(name=data["name"], key=data["key"], sha256=data["sha256"], size=data["size"]),),
     )
@@ -248,27 +254,42 @@ def _training_script(site: str) -> str:
         "--master-addr 127.0.0.1 --master-port 29500 --max-restarts 0 -m mlops_sdk.training.worker"
     )
     inner = (
-        f"export MLOPS_JOB_FILE={_JOB}/job.json OMP_NUM_THREADS=1; "
-        f"{_PYTHON} -m mlops_sdk.training.fetch && PYTHONPATH={site} {torchrun}; echo $? > {_JOB}/status"
+        f"(export MLOPS_JOB_FILE={_JOB}/job.json OMP_NUM_THREADS=1; "
+        f"{_PYTHON} -m mlops_sdk.training.fetch && PYTHONPATH={site} {torchrun}; echo $? > {_JOB}/status) 2>&1 "
+        f"| {_PYTHON} -S -c {shlex.quote(_STAMP)} > {_JOB}/log"
     )
-    return f"setsid nohup sh -c {shlex.quote(inner)} > {_JOB}/log 2>&1 < /dev/null &"
+    return f"setsid nohup sh -c {shlex.quote(inner)} > /dev/null 2>&1 < /dev/null &"
 
 
-def trained(node: Mapping[str, str]) -> bool:
-    """Whether torchrun has ended well."""
+def trained(node: Mapping[str, str]) -> PokeReturnValue:
+    """Whether torchrun has ended well; with what it measured, as `(time, step, metrics)`."""
+    from airflow.sdk import PokeReturnValue  # noqa: PLC0415 - tasks only
+
     access = Access()
     said = (ssh(access, node["address"], f"cat {_JOB}/status 2>/dev/null || true") or "").strip()
     if said not in {"", "0"}:
         log = ssh(access, node["address"], f"tail -c 2000 {_JOB}/log", check=False)
         raise MlopsError("the training failed", seen=f"exit status {said}: {log}")
-    return said == "0"
+    if not said:
+        return PokeReturnValue(is_done=False)
+    told = ssh(access, node["address"], f"grep -F '{MARK}' {_JOB}/log || true") or ""
+    return PokeReturnValue(is_done=True, xcom_value=[found for line in told.splitlines() if (found := _progress(line))])
+
+
+def _progress(line: str) -> tuple[int, int, dict[str, float]] | None:
+    stamp, _, text = line.partition(" ")
+    message = decode(text)
+    return (int(float(stamp) * 1000), message.step, dict(message.metrics)) if isinstance(message, Progress) else None
 
 
 # -- registry --------------------------------------------------------------------------------------
 
 
-def register(turn: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, Any]:
-    """The model and what is needed of its lineage into MLflow, with the mlflow package."""
+def register(
+    turn: Mapping[str, Any], training: Mapping[str, str], measured: Sequence[tuple[int, int, Mapping[str, float]]]
+) -> dict[str, Any]:
+    """The model, its metrics and what is needed of its lineage into MLflow, with the mlflow package."""
+    from mlflow.entities import Metric  # noqa: PLC0415 - takes seconds
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes seconds
 
     access = Access()
@@ -280,6 +301,9 @@ def register(turn: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    points = [Metric(name, value, at, step) for at, step, metrics in measured for name, value in metrics.items()]
+    for first in range(0, len(points), _POINTS):
+        client.log_batch(training["mlflow_run_id"], metrics=points[first : first + _POINTS])
     source = f"{client.get_run(training['mlflow_run_id']).info.artifact_uri}/model"
     tags = {
         "mlops.git_repository": str(turn["repository"]),

@@ -81,7 +81,6 @@ class MlflowSettings(_Group):
     """The MLflow tracking server and registry, with authentication on. `alias` marks the version that serves."""
 
     tracking_uri: str
-    node_tracking_uri: str = ""
     username: str = ""
     password: SecretStr = SecretStr("")
     alias: str = "champion"

@@ -119,7 +119,7 @@ def connections_of(settings: Settings) -> dict[str, str]:
             "host": mlflow.tracking_uri,
             "login": mlflow.username,
             "password": mlflow.password.get_secret_value(),
-            "extra": {"node_tracking_uri": mlflow.node_tracking_uri},
+            "extra": {"alias": mlflow.alias},
         },
     }
     return {f"AIRFLOW_CONN_{name.upper()}": json.dumps({"conn_type": name, **c}) for name, c in found.items()}

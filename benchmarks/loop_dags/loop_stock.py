@@ -66,7 +66,7 @@ def loop_stock() -> None:
         released: Any = task.sensor(**POKE)(work.released)(node)
         chain(allocated, node, deployed, start, trained, release, released)
     with TaskGroup("registry", prefix_group_id=False):
-        register: Any = task(**AGAIN)(work.register)(plan, start)
+        register: Any = task(**AGAIN)(work.register)(plan, start, trained)
         gate: Any = task(**AGAIN)(work.gate)(register)
         chain(trained, register, gate)
     with TaskGroup("serving", prefix_group_id=False):

@@ -145,7 +145,6 @@ MLFLOW = Form(
     name="MLflow tracking and registry",
     hook_class="mlops_hooks.mlflow.MlflowHook",
     extras={
-        "node_tracking_uri": Extra(label="URL for machines", description="If leased machines reach it elsewhere"),
         "alias": Extra(label="Alias of what serves", description="champion, or champion-<environment>"),
     },
     hidden=("port", "schema"),

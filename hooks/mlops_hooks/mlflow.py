@@ -21,7 +21,7 @@ class MlflowHook(ConnectionHook[MlflowSettings]):
             tracking_uri=fields.required("host"),
             username=fields.login,
             password=fields.password,
-            **fields.given("node_tracking_uri", "alias"),
+            **fields.given("alias"),
         )
 
     def get_conn(self) -> MlflowApi:

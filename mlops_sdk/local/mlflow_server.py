@@ -1,6 +1,6 @@
-"""Serve MLflow on several addresses from one process: python -m mlops_sdk.local.mlflow_server PORT HOST...
+"""Serve MLflow from one process: python -m mlops_sdk.local.mlflow_server PORT HOST...
 
-`mlflow server` binds one address and keeps a second process; this starts the same application (uvicorn, basic
+`mlflow server` keeps a second process; this starts the same application (uvicorn, basic
 authentication) in this one. Its settings come from the variables that `mlflow server` reads.
 """
 

@@ -77,7 +77,7 @@ class Fabric:
         Args:
             tag: Names the stack (`Layout.tag`); at most 11 characters, for the kernel allows names of 15.
             subnet: A /24.
-            published_ports: TCP ports at the stack's address that machines may connect to (S3, MLflow).
+            published_ports: TCP ports at the stack's address that machines may connect to (S3).
             hosts: Beside the machines.
 
         Raises:

@@ -84,7 +84,6 @@ def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
         "keystone": dict(keystone),
         "mlflow": {
             "tracking_uri": site.url("mlflow"),
-            "node_tracking_uri": site.node_url("mlflow"),
             "username": "mlops",
             "password": site.secrets.mlflow_mlops,
         },

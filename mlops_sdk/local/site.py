@@ -25,7 +25,7 @@ class Site:
     """One stack's place in the world.
 
     Attributes:
-        node_host: Address by which machines reach S3 and MLflow; the loopback address when there is no machine network.
+        node_host: Address by which machines reach S3; the loopback address when there is no machine network.
     """
 
     layout: Layout

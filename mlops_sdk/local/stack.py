@@ -54,7 +54,7 @@ def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[S
     """All services of a stack, the slow ones first: of those that may start, an earlier one starts earlier."""
     network = MachineNetwork(site=site)
     return (
-        *mlflow_services(site, network=("network",)),
+        *mlflow_services(site),
         keystone_service(site),
         *ceph_services(site, network=("network",)),
         ironic_service(site, needs=(), faults=faults),

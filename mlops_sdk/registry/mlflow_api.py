@@ -22,7 +22,11 @@ from mlops_sdk.errors import AccessDenied, RegistryError, ServiceUnavailable
 _API = "/api/2.0/mlflow/"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
 _TIMEOUT_S = 30.0
-_DENIED = {401, 403}
+_DENIED = {
+    401: "check mlflow.username and its password",
+    403: "it belongs to another MLflow user, such as another environment's: name the model otherwise, or let its owner "
+    "grant you the permission (docs/permissions.md)",
+}
 _SERVER_ERROR = 500
 _TOO_MANY = 429
 
@@ -41,7 +45,8 @@ class MlflowFailure(Exception):
 class MlflowApi:
     """One MLflow server. Every method is one request; trying again is up to whoever knows what may be done twice."""
 
-    def __init__(self, settings: MlflowSettings) -> None:
+    def __init__(self, settings: MlflowSettings, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._url = settings.tracking_uri.rstrip("/")
         secret = f"{settings.username}:{settings.password.get_secret_value()}".encode()
         self._authorization = f"Basic {base64.b64encode(secret).decode()}" if settings.username else ""
@@ -90,7 +95,7 @@ class MlflowApi:
         action = f"MLflow {method} {path.partition('?')[0]!r} at {self._url!r}"
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - the deployment's own setting
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310 - same
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310 - same
                 return reply.read()
         except urllib.error.HTTPError as error:
             raise _failure(action, error) from error
@@ -126,7 +131,7 @@ def _failure(action: str, error: urllib.error.HTTPError) -> Exception:
     code, message = str(said.get("error_code", "")), str(said.get("message", "") or raw.strip())[:300]
     seen = f"{error.code} {code} {message}".strip()
     if error.code in _DENIED:
-        return AccessDenied(f"{action} was refused", seen=seen, next_step="check mlflow.username and its password")
+        return AccessDenied(f"{action} was refused", seen=seen, next_step=_DENIED[error.code])
     if error.code >= _SERVER_ERROR or error.code == _TOO_MANY:
         return ServiceUnavailable(f"{action} failed", seen=seen, next_step="see the MLflow server's log")
     return MlflowFailure(action, status=error.code, code=code, message=message)

@@ -175,7 +175,6 @@ class Attempt:
             address=self._placement.nodes[index].address,
             scratch=f"/scratch/{site.run_key}",
             s3=self._login.settings(site.node_s3) if self._login is not None else site.node_s3,
-            tracking=site.tracking,
             secrets=dict(site.secrets),
             bundle=FileRef(name="bundle.tar", key=spec.bundle.key, sha256=spec.bundle.sha256, size=spec.bundle.size),
             data=tuple(FileRef(name=d.name, key=d.key, sha256=d.sha256, size=d.size) for d in spec.data),

@@ -18,7 +18,6 @@ from mlops_sdk.objects import ObjectStore
 from mlops_sdk.training.fetch import data_path
 from mlops_sdk.training.jobfile import FileRef, JobFile
 from mlops_sdk.training.messages import Progress, Stopped, encode
-from mlops_sdk.training.metrics import MetricsSender
 from mlops_sdk.training.plan import NOTICE, VARIABLE
 
 
@@ -53,19 +52,16 @@ class WorkerContext:
     secrets: Mapping[str, SecretStr] = field(repr=False)
     files: tuple[FileRef, ...] = field(repr=False)
     notice_file: Path = field(default=Path("/nonexistent"), repr=False)
-    sender: MetricsSender | None = field(repr=False)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show and record the metrics of one step. Rank 0 speaks for all; on other ranks this does nothing.
 
-        Returns at once; MLflow gets them in the background and may be down.
+        Returns at once; the controller passes them on to MLflow, which may be down.
         """
         if self.rank != 0:
             return
         values = {name: float(value) for name, value in metrics.items()}
         emit(encode(Progress(rank=self.rank, step=step, metrics=values)))
-        if self.sender is not None:
-            self.sender.add(step, values)
 
     def report_result(self, result: Mapping[str, JsonValue]) -> None:
         """Store the job's result (JSON) for the controller. Rank 0 speaks for all; a later call replaces it."""
@@ -152,5 +148,4 @@ def context() -> WorkerContext:
         secrets=job.secrets,
         files=job.data,
         notice_file=Path(os.environ[VARIABLE]).with_name(NOTICE),
-        sender=MetricsSender(job.tracking) if rank == 0 and job.tracking is not None else None,
     )

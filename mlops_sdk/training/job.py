@@ -26,8 +26,9 @@ from mlops_sdk.remote.ssh import Connection, connected
 from mlops_sdk.steps import settled
 from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
-from mlops_sdk.training.events import AttemptEnded, JobEvent
+from mlops_sdk.training.events import AttemptEnded, JobEvent, StepDone, Warned
 from mlops_sdk.training.launch import NEXT_STEP, PAUSE_S, Cause, Placement, Verdict, place
+from mlops_sdk.training.metrics import MetricsSender
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import LaunchSpec
 
@@ -116,10 +117,11 @@ async def arun_job(
     on_event: Callable[[JobEvent], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> JobResult:
-    """`run_job` in the event loop that runs now, for Airflow's triggerer: no thread, the same events and errors.
+    """`run_job` in the event loop that runs now, for Airflow's triggerer: the same events and errors.
 
-    The callbacks are called in the loop and must not block; `check` is called in a worker thread. Cancelled, it ends
-    what runs on the machines before the cancellation comes out, however often it is cancelled meanwhile.
+    No thread but the one that sends metrics to MLflow. The callbacks are called in the loop and must not block; `check`
+    is called in a worker thread. Cancelled, it ends what runs on the machines before the cancellation comes out,
+    however often it is cancelled meanwhile.
     """
     broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -208,6 +210,30 @@ def _next(told: _Told, wait_s: float) -> tuple[Callable[[Any], None], Any] | Non
 
 
 async def _run(
+    site: Site,
+    spec: LaunchSpec,
+    nodes: Sequence[Node],
+    on_line: Callable[[str], None],
+    on_event: Callable[[JobEvent], None],
+) -> JobResult:
+    """All attempts. What the program measures goes to MLflow from here, if it is wanted there."""
+    if site.tracking is None:
+        return await _attempts(site, spec, nodes, on_line, on_event)
+    sender = MetricsSender(site.tracking)
+
+    def hear(event: JobEvent) -> None:
+        if isinstance(event, StepDone):
+            sender.add(event.step, event.metrics)
+        on_event(event)
+
+    try:
+        return await _attempts(site, spec, nodes, on_line, hear)
+    finally:
+        if warning := await asyncio.to_thread(sender.close):
+            on_event(Warned(text=warning))
+
+
+async def _attempts(
     site: Site,
     spec: LaunchSpec,
     nodes: Sequence[Node],

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
 from mlops_sdk.canonical import to_json
-from mlops_sdk.config import MlflowSettings, S3Settings
+from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import SettingsError
 from mlops_sdk.training.plan import VARIABLE
 
@@ -27,15 +27,6 @@ class FileRef(BaseModel):
     key: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int
-
-
-class Tracking(BaseModel):
-    """An MLflow run that metrics go to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    settings: MlflowSettings
-    run_id: str
 
 
 class JobFile(BaseModel):
@@ -52,7 +43,6 @@ class JobFile(BaseModel):
     address: str
     scratch: str
     s3: S3Settings
-    tracking: Tracking | None = None
     secrets: dict[str, SecretStr] = Field(default_factory=dict[str, SecretStr])
     bundle: FileRef
     data: tuple[FileRef, ...] = ()

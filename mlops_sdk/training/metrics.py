@@ -1,25 +1,33 @@
-"""Metrics from inside a job to MLflow, in the background: a tracking server that is down never fails a training."""
+"""Metrics of a job to MLflow, from its controller and in the background: a server that is down never fails a training.
+
+Machines have no login to MLflow: ranks tell their controller, which knows it anyway.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import queue
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlops_sdk.training.jobfile import Tracking
+from mlops_sdk.config import MlflowSettings
+from mlops_sdk.errors import MlopsError, ServiceUnavailable
+from mlops_sdk.registry.mlflow_api import MlflowApi, MlflowFailure
 
 _WAITING = 20_000
 _BATCH = 500
 _RETRY_S = 2.0
 _TIMEOUT_S = 5.0
-_CLIENT_ERRORS = range(400, 500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """An MLflow run that metrics go to."""
+
+    settings: MlflowSettings
+    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +45,7 @@ class MetricsSender:
     """
 
     def __init__(self, tracking: Tracking) -> None:
-        settings = tracking.settings
-        self._url = (settings.node_tracking_uri or settings.tracking_uri).rstrip("/") + "/api/2.0/mlflow/runs/log-batch"
-        secret = f"{settings.username}:{settings.password.get_secret_value()}".encode()
-        self._authorization = f"Basic {base64.b64encode(secret).decode()}"
+        self._api = MlflowApi(tracking.settings, timeout_s=_TIMEOUT_S)
         self._run_id = tracking.run_id
         self._queue: queue.Queue[_Point] = queue.Queue(_WAITING)
         self._closing = threading.Event()
@@ -95,20 +100,12 @@ class MetricsSender:
     def _send(self, batch: list[_Point]) -> bool:
         """Whether the batch is done with: stored, or refused for good."""
         points = [{"key": p.name, "value": p.value, "timestamp": p.time_ms, "step": p.step} for p in batch]
-        request = urllib.request.Request(  # noqa: S310 - the URL is the deployment's own setting
-            self._url,
-            data=json.dumps({"run_id": self._run_id, "metrics": points}).encode(),
-            headers={"Content-Type": "application/json", "Authorization": self._authorization},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - same
-                return True
-        except urllib.error.HTTPError as error:
-            self.last_error = f"HTTP {error.code} {error.reason}"
-            if error.code in _CLIENT_ERRORS:
-                self.dropped += len(batch)
-                return True
+            self._api.post("runs/log-batch", run_id=self._run_id, metrics=points)
+        except ServiceUnavailable as error:
+            self.last_error = error.seen
             return False
-        except OSError as error:
-            self.last_error = str(error)
-            return False
+        except (MlopsError, MlflowFailure) as error:
+            self.last_error = error.seen if isinstance(error, MlopsError) else f"{error.status} {error.message}"
+            self.dropped += len(batch)
+        return True

@@ -22,7 +22,7 @@ from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.pool import gateway_of
 from mlops_sdk.remote.ssh import Host
-from mlops_sdk.training.jobfile import Tracking
+from mlops_sdk.training.metrics import Tracking
 
 if TYPE_CHECKING:
     from mlops_sdk.run import Run
@@ -41,7 +41,7 @@ class Site:
         store: The deployment's bucket, as the controller reaches it.
         node_s3: The same bucket with the credentials the machines get; its `node_endpoint` is where they reach it.
         tokens: Makes the machines' S3 logins, which take the place of the keys in `node_s3`; None where S3 has no STS.
-        tracking: MLflow run for metrics, if wanted.
+        tracking: MLflow run for metrics, if wanted; the controller sends them.
         secrets: Named secrets for the program.
         ssh_timeout_s: How long a machine may take to answer.
         journal: Where attempts are written down, which is how their cost is told from idling; None for nowhere.
@@ -57,7 +57,7 @@ class Site:
     store: ObjectStore = field(repr=False)
     node_s3: S3Settings
     tokens: RunTokens | None = field(default=None, repr=False)
-    tracking: Tracking | None = None
+    tracking: Tracking | None = field(default=None, repr=False)
     secrets: Mapping[str, SecretStr] = field(default_factory=dict[str, SecretStr], repr=False)
     ssh_timeout_s: float = 120.0
     journal: Journal | None = field(default=None, repr=False)

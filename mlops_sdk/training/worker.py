@@ -86,8 +86,6 @@ def _run_program(job: JobFile, rank: int) -> int:
         emit(encode(_describe(rank, error, job)))
         traceback.print_exc()
         return 1
-    finally:
-        _finish_metrics()
     return 0
 
 
@@ -119,11 +117,6 @@ def _describe(rank: int, error: BaseException, job: JobFile) -> Raised:
         retriable=bool(getattr(error, "retriable", False)),
         next_step=next_step,
     )
-
-
-def _finish_metrics() -> None:
-    if context.cache_info().currsize and (sender := context().sender) is not None and (warning := sender.close()):
-        emit(f"warning: {warning}")
 
 
 def _supervise(rank: int, child: int, out: int) -> NoReturn:

@@ -256,7 +256,6 @@ def _connections(site: Site) -> dict[str, dict[str, Any]]:
         "host": site.url("mlflow"),
         "login": "mlops",
         "password": secrets.mlflow_mlops,
-        "extra": {"node_tracking_uri": site.node_url("mlflow")},
     }
     found = {"mlops_openstack": openstack, "mlops_s3": s3, "mlops_mlflow": mlflow}
     return {conn_id: {"conn_type": conn_id, **fields} for conn_id, fields in found.items()}

@@ -127,7 +127,7 @@ class MachineNetwork:
         self.running = Fabric.start(
             self.site.layout.tag,
             ports.subnet,
-            published_ports=(ports.rgw, ports.mlflow),
+            published_ports=(ports.rgw,),
             hosts=(serving_host(ports.subnet),),
         )
 

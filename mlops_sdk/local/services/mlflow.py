@@ -10,6 +10,7 @@ from base64 import b64encode
 from typing import Final
 
 from mlops_sdk.errors import StackError
+from mlops_sdk.local.addresses import LOOPBACK
 from mlops_sdk.local.layout import write_private
 from mlops_sdk.local.probes import answers_http
 from mlops_sdk.local.service import Command, Service
@@ -23,15 +24,14 @@ _BUCKET: Final = "mlflow"
 _TIMEOUT_S: Final = 10.0
 
 
-def mlflow_services(site: Site, *, network: tuple[str, ...]) -> tuple[Service, ...]:
+def mlflow_services(site: Site) -> tuple[Service, ...]:
     """The tracking server, and the step that gives it a bucket: the server starts slowly, so it does not wait."""
     mlflow = _Mlflow(site)
     return (
         Service(
             name="mlflow",
-            needs=network,
             heavy=True,
-            address=", ".join(f"{host}:{site.addresses.mlflow}" for host in site.listen_hosts),
+            address=site.url("mlflow"),
             prepare=mlflow.prepare,
             command=mlflow.command,
             probe=lambda: answers_http(site.addresses.mlflow, "/health"),
@@ -65,17 +65,16 @@ class _Mlflow:
         write_private(self._keys, "\n".join(("[default]", *lines, "")))
 
     def command(self) -> Command:
-        hosts = self._site.listen_hosts
         port = self._site.addresses.mlflow
         return Command(
-            argv=(sys.executable, "-m", "mlops_sdk.local.mlflow_server", str(port), *hosts),
+            argv=(sys.executable, "-m", "mlops_sdk.local.mlflow_server", str(port), LOOPBACK),
             env={
                 "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self._root}/mlflow.db",
                 "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{_BUCKET}/artifacts",
                 "MLFLOW_AUTH_CONFIG_PATH": str(self._config),
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": self._site.secrets.mlflow_flask,
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}:{port}" for host in (*hosts, "localhost")),
+                "MLFLOW_SERVER_ALLOWED_HOSTS": f"{LOOPBACK}:{port},localhost:{port}",
                 "MLFLOW_S3_ENDPOINT_URL": self._site.url("rgw"),
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "AWS_SHARED_CREDENTIALS_FILE": str(self._keys),

@@ -29,7 +29,7 @@ from mlops_sdk.identity.sts import StsTokens
 from mlops_sdk.remote.ssh import run_once
 from mlops_sdk.run import Run
 from mlops_sdk.training.bundle import put_bundle, put_data
-from mlops_sdk.training.events import AttemptEnded, JobEvent, RankStarted, StepDone
+from mlops_sdk.training.events import AttemptEnded, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import JobResult, run_job
 from mlops_sdk.training.launch import Cause
 from mlops_sdk.training.site import Site
@@ -376,8 +376,9 @@ def test_metrics_reach_mlflow_and_its_outage_costs_only_them(
     run_job(site, leased.quick(), leased.nodes)
     history = mlflow(f"metrics/get-history?run_id={run_id}&metric_key=total")["metrics"]
     assert [(point["step"], point["value"]) for point in history] == [(step, 1) for step in range(5)]
-    lines: list[str] = []
+    events: list[JobEvent] = []
     with stack.held("mlflow"):
-        result = run_job(site, leased.quick(), leased.nodes, on_line=lines.append)
+        result = run_job(site, leased.quick(), leased.nodes, on_event=events.append)
     assert result.result["total"] == 1.0
-    assert [line for line in lines if "5 metric values did not reach MLflow" in line]
+    warned = [event.text for event in events if isinstance(event, Warned)]
+    assert [text for text in warned if "5 metric values did not reach MLflow" in text]

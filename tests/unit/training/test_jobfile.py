@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from mlops_sdk.config import MlflowSettings, S3Settings
+from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import SettingsError
-from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile, Tracking
+from mlops_sdk.training.jobfile import VARIABLE, FileRef, JobFile
 
 
 @pytest.fixture
@@ -25,9 +25,6 @@ def job() -> JobFile:
         address="127.0.0.1",
         scratch="/scratch/aaaaaaaaaaaa",
         s3=S3Settings(endpoint="http://s3", access_key_id="id", secret_access_key=SecretStr("hush-s3")),
-        tracking=Tracking(
-            settings=MlflowSettings(tracking_uri="http://m", password=SecretStr("hush-mlflow")), run_id="r"
-        ),
         secrets={"token": SecretStr("hush-token")},
         bundle=FileRef(name="bundle.tar", key="bundles/x", sha256="0" * 64, size=1),
     )
