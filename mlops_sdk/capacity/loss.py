@@ -19,7 +19,6 @@ class Channel(enum.Enum):
     SSH = "ssh"  # our own login
     PEERS = "peers"  # the other machines of the lease, over their own network
     POWER = "power"  # its BMC, as the provider tells it
-    BEAT = "beat"  # what the machine itself writes into S3
 
 
 class Answer(enum.Enum):

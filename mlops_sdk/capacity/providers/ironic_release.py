@@ -119,8 +119,14 @@ class Release(Returning):
             recleans=self._tries.made if self._tries else 0,
             last_error=(machine.last_error if machine else "") or self._words,
             started_at=to_iso(self._started_at) if self._started_at else "",
-            finished_at=to_iso(self._api.now()),
+            finished_at=to_iso(self._finished_at(outcome)),
         )
+
+    def _finished_at(self, outcome: Outcome) -> datetime:
+        """Now; but when we never saw the allocation, somebody else gave it back before, and its cleaning says when."""
+        if outcome is Outcome.CLEANED and not self._begun and self._cleaning is not None:
+            return self._cleaning.finished_at
+        return self._api.now()
 
     def _look(self) -> Allocation | None:
         """The allocation as it is now; one of the same name but another id is not what we began to give back."""

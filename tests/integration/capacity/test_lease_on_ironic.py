@@ -22,7 +22,7 @@ from mlops_sdk.cli.main import main
 from mlops_sdk.client import Client
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings
-from mlops_sdk.errors import AccessDenied, LeaseLost, NoCapacity
+from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import PREFIX, run_id_for
 from mlops_sdk.testing.contracts import check_baremetal, check_credentials
@@ -142,6 +142,20 @@ def test_more_machines_than_there_are_is_no_capacity_and_holds_nothing(client: C
     assert [a.name for a in baremetal.list_allocations() if run.key in a.name] == []
     proof = run.prove()
     assert proof.complete, proof.missing
+
+
+def test_a_request_may_name_the_machines_and_the_project(client: Client, baremetal: IronicApi, stack: Any):
+    wanted = max(m.name for m in baremetal.list_machines() if m.resource_class == CLASS)
+    projects = stack.admin["projects"]
+    with client.start_run() as run:
+        lease = run.lease(request(machines=(wanted,), project=projects["ml-research"]))
+        assert [node.name for node in lease.nodes] == [wanted]
+    with client.start_run() as other:
+        with pytest.raises(MlopsError) as caught:
+            other.lease(request(project=projects[min(set(projects) - {"ml-research"})]))
+        assert caught.value.seen
+        assert [a.name for a in baremetal.list_allocations() if other.key in a.name] == []
+    assert other.prove().complete
 
 
 def test_the_run_credential_can_do_what_a_run_does_and_nothing_else(client: Client, stack: Any):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +21,11 @@ from mlops_sdk.capacity.loss import Answer, Channel, Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.client import Client
 from mlops_sdk.errors import NotFenced
-from mlops_sdk.local.isolation import members
 from mlops_sdk.remote.witness import SshWitness
 from mlops_sdk.repairing import look, repair
 from mlops_sdk.run import Run
 from support import eventually
+from support_machines import Cable
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -44,47 +49,38 @@ def run(client: Client) -> Iterator[Run]:
     eventually(lambda: made.prove().complete, within_s=120, what="everything is given back")
 
 
-@pytest.fixture
-def cut_off(stack: Any) -> Callable[[str], None]:
-    """Pulls the network cable of the machine at an address; it goes on running."""
+class Bmc:
+    """The BMC of a machine, as Ironic knows it."""
 
-    def pull(address: str) -> None:
-        for pid in members(stack.pid):
-            enter = ["nsenter", "-t", str(pid), "-n", "ip"]
-            shown = subprocess.run([*enter, "-o", "-4", "addr"], capture_output=True, text=True, check=False).stdout
-            if f" {address}/" in shown:
-                subprocess.run([*enter, "link", "set", "eth0", "down"], check=True)
-                return
-        pytest.fail(f"no process is on a machine at {address}")
+    def __init__(self, operator: Any) -> None:
+        self._api = operator.baremetal
+        self._real: dict[str, str] = {}
 
-    return pull
+    def take_away(self, node_id: str) -> None:
+        """Ironic looks for it where there is none."""
+        self._real[node_id] = self._api.get_node(node_id).driver_info["redfish_address"]
+        eventually(partial(self._point, node_id, "http://127.0.0.1:9"), within_s=30)
 
+    def bring_back(self) -> None:
+        """And where it is."""
+        for node_id, address in self._real.items():
+            eventually(partial(self._point, node_id, address), within_s=60, what="the BMC is back")
+        self._real.clear()
 
-@pytest.fixture
-def bmc_away(operator: Any) -> Iterator[Callable[[str], None]]:
-    """Lets Ironic look for a machine's BMC where there is none; healed at the end."""
-    real: dict[str, str] = {}
-
-    def point(node_id: str, address: str) -> bool:
+    def _point(self, node_id: str, address: str) -> bool:
+        patch = [{"op": "replace", "path": "/driver_info/redfish_address", "value": address}]
         try:
-            patch = [{"op": "replace", "path": "/driver_info/redfish_address", "value": address}]
-            operator.baremetal.patch_node(node_id, patch)
-        except ConflictException:
+            self._api.patch_node(node_id, patch)
+        except ConflictException:  # the conductor holds it
             return False
         return True
 
-    def take_away(node_id: str) -> None:
-        real[node_id] = operator.baremetal.get_node(node_id).driver_info["redfish_address"]
-        eventually(partial(point, node_id, "http://127.0.0.1:9"), within_s=30)
 
-    def bring_back() -> None:
-        for node_id, address in real.items():
-            eventually(partial(point, node_id, address), within_s=60, what="the BMC is back")
-        real.clear()
-
-    take_away.bring_back = bring_back
-    yield take_away
-    bring_back()
+@pytest.fixture
+def bmc(operator: Any) -> Iterator[Bmc]:
+    made = Bmc(operator)
+    yield made
+    made.bring_back()
 
 
 def is_alive(said: tuple[Statement, ...]) -> bool:
@@ -95,10 +91,10 @@ def all_of(run: Run) -> tuple[Node, ...]:
     return (*run.held.nodes, *run.held.spares) if run.held else ()
 
 
-def test_a_machine_that_is_cut_off_from_the_network_is_switched_off_and_replaced(run: Run, cut_off: Any, operator: Any):
+def test_a_machine_that_is_cut_off_from_the_network_is_switched_off_and_replaced(run: Run, stack: Any, operator: Any):
     lost, other, spare = all_of(run)
     assert not any(verdict.lost for verdict in look(run).values())
-    cut_off(lost.address)
+    Cable(stack.pid, lost.address).pull()
     verdict = look(run)[lost.name]
     said = {statement.channel: statement.answer for statement in verdict.statements}
     assert said[Channel.SSH] is said[Channel.PEERS] is Answer.SILENT, verdict.words
@@ -123,11 +119,11 @@ def test_a_machine_that_is_cut_off_from_the_network_is_switched_off_and_replaced
 
 
 def test_without_its_bmc_a_machine_is_not_replaced_unless_a_person_says_that_it_is_off(
-    run: Run, cut_off: Any, bmc_away: Any, operator: Any
+    run: Run, stack: Any, bmc: Bmc, operator: Any
 ):
     lost, other, spare = all_of(run)
-    cut_off(lost.address)
-    bmc_away(lost.id)
+    Cable(stack.pid, lost.address).pull()
+    bmc.take_away(lost.id)
     with pytest.raises(NotFenced) as caught:
         repair(run)
     assert caught.value.seen
@@ -137,4 +133,39 @@ def test_without_its_bmc_a_machine_is_not_replaced_unless_a_person_says_that_it_
 
     now = run.replace(lost.name, unfenced="the tests pulled its plug")
     assert now.nodes == (spare, other)
-    bmc_away.bring_back()  # or it could not be torn down, and would leave the pool
+    bmc.bring_back()  # or it could not be torn down, and would leave the pool
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [("machine.fence", "before"), ("machine.fence", "after"), ("machine.tear_down", "after")],
+)
+def test_a_repair_whose_process_is_killed_is_finished_by_the_next_one(
+    client: Client, stack: Any, step: str, phase: str
+):
+    name = f"killed-{uuid.uuid4()}"
+    controller = Path(__file__).with_name("controller.py")
+    killed = subprocess.run(
+        [sys.executable, str(controller), name, step, phase, "2", "1"],
+        env={**os.environ, "MLOPS_CONFIG": str(stack.layout.client_toml)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with client.start_run(name=name) as run:
+        before = run.history().generations[1]
+        assert [(item.lost, item.by, item.done) for item in before.replacements] == [(0, 2, False)]
+        lease = run.lease()
+        assert [node.index for node in lease.nodes] == [2, 1]
+        assert run.history().generations[1].replacements[0].done
+        lost = client.services.baremetal.get_machine(before.pieces[lease_name(run, 0)].node_id)
+        assert lost is not None
+        assert lost.power_state == "power off"
+        eventually(lambda: all(map(is_alive, SshWitness.of(run).look(all_of(run)).values())), within_s=30)
+    eventually(lambda: run.prove().complete, within_s=120, what="everything is given back")
+
+
+def lease_name(run: Run, number: int) -> str:
+    return f"ml-{run.key}-g1-{number}"

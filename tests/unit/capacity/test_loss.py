@@ -38,7 +38,7 @@ SILENT_PEERS = say(Channel.PEERS, Answer.SILENT)
         ([SILENT_SSH, SILENT_PEERS, say(Channel.POWER, Answer.BLIND)], True),
         ([SILENT_SSH, say(Channel.POWER, Answer.OFF)], True),
         ([SILENT_SSH, say(Channel.POWER, Answer.BLIND)], False),
-        ([SILENT_SSH, SILENT_PEERS, say(Channel.BEAT, Answer.ALIVE)], False),
+        ([SILENT_SSH, say(Channel.PEERS, Answer.ALIVE), say(Channel.POWER, Answer.OFF)], False),
         ([say(Channel.SSH, Answer.BLIND), SILENT_PEERS], False),
     ],
 )

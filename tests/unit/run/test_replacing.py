@@ -95,12 +95,15 @@ def test_a_spare_takes_the_place_of_a_lost_machine_that_is_off_by_then(cloud):
         assert now.generation == lease.generation
         assert run.held == now
         run.raise_if_lost()
+        left = cloud.clock.now()
         settled(cloud, run)
         assert lost.shown.provision_state == "available"
         run.raise_if_lost()
         assert cloud.client().attach(run.id).lease().nodes == now.nodes
     assert nothing_is_left(cloud)
     assert run.prove().complete
+    (paid,) = [i for i in run.history().intervals if i.node_id == lost.shown.id]
+    assert paid.end < left + timedelta(seconds=10)  # not until the end of the run, when somebody looked
 
 
 def test_without_a_spare_a_new_machine_is_leased_and_never_the_lost_one():
