@@ -101,7 +101,8 @@ class Line:
             if not told:
                 told = True
                 on_wait(turn)
-            self._give_notice(turn)
+            if left > self._settings.notice_s:  # else it would have given up when they are free
+                self._give_notice(turn)
             yield min(max(next(pause), 0.01), left)
 
     def leave(self, grant: Grant) -> None:

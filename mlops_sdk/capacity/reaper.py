@@ -159,14 +159,21 @@ class Reaper:
     def _look(self, provider: Provider) -> tuple[list[Owned], list[tuple[Owned, EndReason]]]:
         owned = list(provider.list_owned())
         now = provider.now()
-        return owned, due_for_return(owned, deployment_id=self._deployment, now=now, skew_s=self._skew_s)
+        due = due_for_return(owned, deployment_id=self._deployment, now=now, skew_s=self._skew_s)
+        return owned, [(item, self._why(item.name, reason)) for item, reason in due]
+
+    def _why(self, resource: str, reason: EndReason) -> EndReason:
+        """Why it really ended: what was decided about its lease, if that can be read; else what its times show."""
+        name = parse_resource_name(resource)
+        if name is not None:
+            with suppress(RemoteError, DamagedObject):
+                return reason_by(OrderBook(self._store, name.run_key, name.generation).read(), reason)
+        return reason
 
     def _begin(self, provider: Provider, held: Held, reason: EndReason, allocation_id: str) -> None:
         name = parse_resource_name(held.name)
         if name is None or allocation_id in self._in_flight:
             return
-        with suppress(RemoteError, DamagedObject):  # then it is what the machine shows
-            reason = reason_by(OrderBook(self._store, name.run_key, name.generation).read(), reason)
         _LOG.info("returning", extra={"data": {"resource": held.name, "by": provider.name, "reason": reason.value}})
         entitled = partial(self._entitled, provider)
         self._in_flight[allocation_id] = provider.returning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -10,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
+from mlops_operators.capacity import ProvisionOperator, ReleaseOperator
+from mlops_operators.training import TrainOperator
 from mlops_sdk.capacity.lease import LeaseRequest, Priority
 from mlops_sdk.capacity.lifecycle import EndReason
 from mlops_sdk.checkpoint.resume import committed
 from mlops_sdk.client import Client
 from mlops_sdk.errors import LeaseEnding, Preempted
+from mlops_sdk.names import run_id_for
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.events import JobEvent, StepDone
 from mlops_sdk.training.job import JobResult, run_job
 from mlops_sdk.training.ordering import place_order
 from mlops_sdk.training.site import Site
 from mlops_sdk.training.spec import LaunchSpec
+from support_airflow import Task, connections_of
 from support_jobs import corpus_in_the_bucket
 
 pytestmark = [
@@ -152,3 +158,32 @@ def test_an_urgent_run_gets_the_machines_of_one_that_may_be_ended_and_that_one_g
         goes_on_and_ends(noticing, run, spec)
     assert run.prove().complete
     assert urgent.prove().complete
+
+
+def test_in_airflow_a_lease_that_ends_fails_its_task_at_once_and_the_next_one_resumes(
+    noticing: Client, checkout: Path, workdir: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in connections_of(noticing.settings).items():
+        monkeypatch.setenv(name, value)
+    run_name = f"retrain_lm/{uuid.uuid4()}"
+    data = corpus_in_the_bucket(noticing, workdir / "data")
+
+    def train(steps: int) -> Task:
+        arguments = {**job.spec.program.arguments, "steps": steps, "checkpoint_every": 100_000, "log_every": 1}
+        program = {"module": "mlops_pipelines.programs.code_lm.train", "arguments": arguments}
+        values = {"model_name": "code-lm", "program": program, "code": str(checkout), "data": data.to_json()}
+        return Task(TrainOperator(task_id="train", run_name=run_name, **values))
+
+    values = {"nodes": 1, "resource_class": "gpu.h200.8x", "wait_s": 30.0}
+    provision = Task(ProvisionOperator(task_id="provision", run_name=run_name, hours=60 / 3600, **values))
+    assert provision.run()["generation"] == 1
+    with pytest.raises(AirflowFailException, match="LeaseEnding: the job stopped on notice, with a checkpoint of step"):
+        train(100_000).run()
+    run = noticing.attach(run_id_for(noticing.settings.deployment_id, run_name))
+    assert run.history().generations[1].state.value == "released"  # at once, without the teardown
+    stopped_at = newest(run)
+    provision.operator.hours = 1.0  # cleared, with more time
+    assert provision.run()["generation"] == 2
+    assert train(stopped_at + 3).run()["resumed_from"] == stopped_at
+    release = Task(ReleaseOperator(task_id="release", run_name=run_name))
+    assert set(release.run()["machines"].values()) == {"cleaned"}

@@ -116,6 +116,7 @@ def test_who_does_not_react_is_returned_by_the_reaper_when_its_notice_is_over(cl
     assert len(cloud.held) == 4
     let_pass(cloud, 6, low, high, waiting=waiting)
     due = cloud.reaper().reap_once().due
+    assert {item.reason.value for item in due if item.kind == "allocation"} == {"preempted"}
     assert {item.resource.split("-")[1] for item in due if item.kind == "allocation"} == {low.key}
     with pytest.raises(LeaseLost):
         low.raise_if_lost()
@@ -145,6 +146,14 @@ def test_only_what_allows_it_and_is_lower_and_is_needed_is_told(cloud):
     assert [run.name for run in held[:2] if run.ending()] == []
     for run in (*held, high):
         run.release()
+
+
+def test_who_gives_up_before_the_notice_is_over_tells_nobody(cloud):
+    low = batch(cloud)
+    high = start(cloud, "urgent")
+    waiting = high.leasing(request(cloud, 2, wait_s=NOTICE_S - 1, priority=Priority.URGENT))
+    let_pass(cloud, 10, low, high, waiting=waiting)
+    assert low.ending() is None
 
 
 def test_what_was_promised_to_somebody_else_cannot_be_extended(cloud):
