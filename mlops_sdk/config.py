@@ -172,6 +172,7 @@ class LeaseSettings(_Group):
     clean_timeout_s: float = Field(default=7200.0, gt=0)
     ssh_timeout_s: float = Field(default=120.0, gt=0, description="from node active to the first SSH answer")
     poll_s: float = Field(default=2.0, gt=0)
+    metrics_file: str = Field(default="", description="where the reaper leaves its figures for Prometheus, a *.prom")
     share_half_life_s: float = Field(default=7 * 86400.0, gt=0, description="use that is this old counts half")
     shares: dict[str, float] = Field(
         default_factory=dict[str, float], description="capacity meant for each owner, relative; 1 where not named"

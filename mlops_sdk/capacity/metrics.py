@@ -1,7 +1,7 @@
 """Figures for Prometheus: machine time and cost by class, owner and line, what is held and orphaned, budgets. Pure.
 
 As text in the exposition format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/), for the textfile
-collector of the node exporter. All are gauges: a line of cost can become smaller, when an attempt turns out to have
+collector of the node exporter. Cost is a gauge: a line of it can become smaller, when an attempt turns out to have
 failed or a checkpoint goes.
 """
 
@@ -21,11 +21,12 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A metric: its name, what it means, and its value by labels."""
+    """A metric: its name, what it means, its value by labels; `counts` when it only ever grows."""
 
     name: str
     help: str
     values: Mapping[Labels, float]
+    counts: bool = False
 
 
 def cost_families(report: CostReport) -> tuple[Family, ...]:
@@ -84,30 +85,6 @@ def lease_families(owners: Iterable[str], overdue: Iterable[str], errors: int, *
     )
 
 
-def reaper_families(returned: Iterable[str], errors: int, *, at: datetime) -> tuple[Family, ...]:
-    """What the reaper's last pass did: written by itself, so that its silence shows.
-
-    Args:
-        returned: The kind of each thing that it began to take back.
-        errors: How many things it could not do.
-        at: When the pass was over.
-    """
-    kinds = Counter(returned)
-    return (
-        Family(
-            name="mlops_reaper_last_pass_timestamp_seconds",
-            help="When the reaper last looked, by the cloud's clock",
-            values={(): at.timestamp()},
-        ),
-        Family(
-            name="mlops_reaper_returned",
-            help="What the last pass began to take back, by kind",
-            values={(("kind", kind),): float(number) for kind, number in kinds.items()} or {(): 0.0},
-        ),
-        Family(name="mlops_reaper_errors", help="What the last pass could not do", values={(): float(errors)}),
-    )
-
-
 def budget_families(accounts: Iterable[Account]) -> tuple[Family, ...]:
     """What is left of the budgets of this month."""
     found = [account for account in accounts if account.limit is not None]
@@ -132,7 +109,10 @@ def render(families: Iterable[Family]) -> str:
     lines: list[str] = []
     for family in families:
         described = family.help.replace("\\", r"\\").replace("\n", r"\n")
-        lines += [f"# HELP {family.name} {described}", f"# TYPE {family.name} gauge"]
+        lines += [
+            f"# HELP {family.name} {described}",
+            f"# TYPE {family.name} {'counter' if family.counts else 'gauge'}",
+        ]
         for labels, value in sorted(family.values.items()):
             inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
             lines.append(f"{family.name}{'{' + inside + '}' if inside else ''} {value!r}")

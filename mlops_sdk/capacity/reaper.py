@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
@@ -24,6 +25,8 @@ from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.orders import reason_by
 from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
 from mlops_sdk.capacity.provider import Provider, Returning
+from mlops_sdk.capacity.reaper_figures import ReaperFigures
+from mlops_sdk.capacity.textfile import write_textfile
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import DamagedObject, MlopsError, RemoteError
@@ -90,6 +93,7 @@ class Reaper:
         self._fence = services.fence()
         self._providers = {name: services.provider(name, by="reaper", fence=self._fence) for name in services.providers}
         self._in_flight: dict[str, Returning] = {}
+        self._figures = ReaperFigures()
 
     @classmethod
     def connect(cls, settings: Settings) -> Reaper:
@@ -117,14 +121,34 @@ class Reaper:
         while not stop.is_set():
             errors: list[str] = []
             if self._clock.monotonic() >= next_scan:
-                _, _, errors = self._scan(dry_run=False)
+                due, held, errors = self._scan(dry_run=False)
                 failures = failures + 1 if errors else 0
                 next_scan = self._clock.monotonic() + self._pause_s(failures)
-            self._step(errors)
+                self._figures = self._figures.after_pass(
+                    [found.kind for found in due], held=held, errors=len(errors), at=self._moment()
+                )
+            known = len(errors)
+            ended = self._step(errors)
+            self._figures = self._figures.after_return(ended, errors=len(errors) - known)
             for text in errors:
                 _LOG.error("could not do everything", extra={"data": {"error": text, "failures": failures}})
+            self._tell()
             wait_s = next_scan - self._clock.monotonic()
             stop.wait(max(0.05, min(wait_s, self._settings.lease.poll_s) if self._in_flight else wait_s))
+
+    def _moment(self) -> datetime | None:
+        with suppress(MlopsError):  # what does not answer is among the errors of the pass
+            return self._services.now()
+        return None
+
+    def _tell(self) -> None:
+        """Leave the figures where Prometheus finds them, if that is wanted. Never ends the reaper."""
+        if not self._settings.lease.metrics_file:
+            return
+        try:
+            write_textfile(Path(self._settings.lease.metrics_file), self._figures.families())
+        except OSError as error:
+            _LOG.error("the figures could not be written", extra={"data": {"error": str(error)}})
 
     def _pause_s(self, failures: int) -> float:
         """Until the next scan: the period, longer while something does not answer."""

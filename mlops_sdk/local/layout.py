@@ -57,6 +57,11 @@ class Layout:
     @property
     def admin_json(self) -> Path:
         """What operators and tests need: administrator, second tenant, addresses."""
+    @property
+    def reaper_figures(self) -> Path:
+        """What the reaper tells Prometheus."""
+        return self.state_dir / "reaper.prom"
+
         return self.state_dir / "admin.json"
 
     @property

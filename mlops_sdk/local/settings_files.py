@@ -39,7 +39,9 @@ def write_settings(site: Site) -> None:
     }
     common = {"auth_url": auth_url, "region": REGION}
     write_private(site.layout.client_toml, to_toml(_settings(site, {**common, **user})))
-    write_private(site.layout.reaper_toml, to_toml(_settings(site, {**common, **reaper})))
+    of_reaper = _settings(site, {**common, **reaper})
+    of_reaper["lease"] = {**LEASE, "metrics_file": str(site.layout.reaper_figures)}
+    write_private(site.layout.reaper_toml, to_toml(of_reaper))
     write_private_json(
         site.layout.admin_json,
         {

@@ -21,6 +21,7 @@ import requests
 from mlops_sdk.local import control
 from mlops_sdk.local.isolation import members
 from mlops_sdk.objects import ObjectStore
+from support import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -121,6 +122,17 @@ def test_mlflow_wants_a_password(stack: Any) -> None:
     good = f"{settings.username}:{settings.password.get_secret_value()}"
     answers = [mlflow_status(address, login) for login in ("", "mlops:wrong", good)]
     assert answers == [401, 401, 200]
+
+
+def test_the_reaper_says_when_it_last_looked(stack: Any) -> None:
+    file, name = stack.layout.reaper_figures, "mlops_reaper_last_success_timestamp_seconds "
+    began = time.time()
+
+    def looked() -> bool:
+        text = file.read_text() if file.exists() else ""
+        return any(float(line.split()[1]) > began for line in text.splitlines() if line.startswith(name))
+
+    eventually(looked, within_s=60, what="a pass in which the reaper could do everything")
 
 
 def test_services_listen_on_nothing_but_loopback_and_the_machines_network(stack: Any) -> None:

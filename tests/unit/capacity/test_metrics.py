@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ import yaml
 from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
-from mlops_sdk.capacity.metrics import Family, reaper_families, render
+from mlops_sdk.capacity.metrics import Family, render
+from mlops_sdk.capacity.reaper_figures import ReaperFigures
 from mlops_sdk.cli.main import main
 from mlops_sdk.config import BudgetSettings
 from mlops_sdk.testing.cloud import FakeCloud
@@ -71,15 +72,6 @@ def test_a_file_is_replaced_whole(cloud, tmp_path: Path):
     assert [found.name for found in tmp_path.iterdir()] == ["mlops.prom"]
 
 
-def test_the_reaper_can_tell_of_its_last_pass():
-    at = datetime(2026, 5, 1, tzinfo=UTC)
-    found = values(render(reaper_families(["allocation", "allocation", "credential"], 1, at=at)))
-    assert found['mlops_reaper_returned{kind="allocation"}'] == 2
-    assert found["mlops_reaper_errors{}"] == 1
-    assert found["mlops_reaper_last_pass_timestamp_seconds{}"] == at.timestamp()
-    assert values(render(reaper_families([], 0, at=at)))["mlops_reaper_returned{}"] == 0
-
-
 def test_whatever_an_owner_is_called_the_text_can_be_read():
     text = render([Family(name="x", help="a\nb", values={(("owner", 'a"b\\c\nd'),): 1.0})])
     assert text.splitlines()[:2] == ["# HELP x a\\nb", "# TYPE x gauge"]
@@ -88,7 +80,16 @@ def test_whatever_an_owner_is_called_the_text_can_be_read():
 
 def test_the_alerts_name_only_figures_that_are_written(cloud):
     rules = yaml.safe_load((REPOSITORY / "infra" / "observability" / "mlops-alerts.yaml").read_text())
-    named = {name for rule in rules["groups"][0]["rules"] for name in re.findall(r"mlops_\w+", rule["expr"])}
-    written = set(re.findall(r"^# TYPE (\w+)", CliRunner().invoke(main, ["metrics"]).output, flags=re.MULTILINE))
+    alerts = rules["groups"][0]["rules"]
+    assert len({rule["alert"] for rule in alerts}) == len(alerts)
+    for rule in alerts:
+        assert rule["labels"]["severity"] in {"page", "warn", "info"}
+        assert set(rule["annotations"]) == {"summary", "next"}
+        assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+    named = {name for rule in alerts for name in re.findall(r"mlops_\w+", rule["expr"])}
+    reaper = ReaperFigures().after_pass((), held=0, errors=0, at=cloud.clock.now()).families()
+    text = CliRunner().invoke(main, ["metrics"]).output + render(reaper)
+    written = set(re.findall(r"^# TYPE (\w+)", text, flags=re.MULTILINE))
     assert named
     assert named <= written

@@ -4,11 +4,15 @@ import json
 import logging
 import threading
 from datetime import timedelta
+from pathlib import Path
 
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.errors import ServiceUnavailable
 from mlops_sdk.json_lines import JsonLines
 from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.settings import fake_settings
+
+DOWN = ServiceUnavailable("no answer")
 
 
 class StopAfter(threading.Event):
@@ -88,3 +92,45 @@ def test_its_log_is_one_json_object_a_line():
     line = JsonLines().format(record)
     assert "\n" not in line
     assert json.loads(line)["resource"] == "ml-x"
+
+
+def test_its_figures_say_what_it_found_gave_back_and_could_not_do(tmp_path):
+    file = tmp_path / "reaper.prom"
+    settings = fake_settings()
+    lease = settings.lease.model_copy(update={"metrics_file": str(file)})
+    cloud = FakeCloud(settings=settings.model_copy(update={"lease": lease}))
+    reaper = cloud.reaper()
+    dead_run(cloud, "one")
+    reaper.run(StopAfter(cloud, 1))
+    began = figures(file)
+    assert (began["mlops_reaper_held"], began["mlops_reaper_due"], began["mlops_reaper_errors"]) == (2, 0, 0)
+    cloud.clock.sleep(lease.renew_for_s + lease.clock_skew_s)
+    reaper.run(StopAfter(cloud, 0.1))
+    assert figures(file)['mlops_reaper_due{kind="allocation"}'] == 2
+    reaper.run(StopAfter(cloud, 600))
+    done = figures(file)
+    assert done['mlops_reaper_returned_total{outcome="cleaned"}'] == 2
+    assert (done["mlops_reaper_held"], done["mlops_reaper_due"]) == (0, 0)
+    assert done["mlops_reaper_passes_total"] > began["mlops_reaper_passes_total"]
+    good = done["mlops_reaper_last_success_timestamp_seconds"]
+    assert good == done["mlops_reaper_last_pass_timestamp_seconds"]
+    cloud.faults.fail_at("list_allocations", cloud.faults.calls.count("list_allocations") + 1, error=DOWN)
+    reaper.run(StopAfter(cloud, 0.1))
+    failed = figures(file)
+    assert (failed["mlops_reaper_errors"], failed["mlops_reaper_errors_total"]) == (1, 1)
+    assert failed["mlops_reaper_last_success_timestamp_seconds"] == good
+    assert failed["mlops_reaper_last_pass_timestamp_seconds"] > good
+
+
+def test_a_place_for_figures_that_cannot_be_written_does_not_end_it(tmp_path):
+    settings = fake_settings()
+    lease = settings.lease.model_copy(update={"metrics_file": str(tmp_path / "not" / "there.prom")})
+    cloud = FakeCloud(settings=settings.model_copy(update={"lease": lease}))
+    dead_run(cloud, "one")
+    cloud.reaper().run(StopAfter(cloud, 3600))
+    assert cloud.held == {}
+
+
+def figures(file: Path) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in file.read_text().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
