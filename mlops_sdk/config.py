@@ -220,6 +220,7 @@ class Settings(LayeredSettings):
     static_gateways: tuple[StaticGateway, ...] = ()
     static_key: SecretStr = Field(default=SecretStr(""), description="logs in to the static hosts; or its file:")
     static_key_file: str = ""
+    ironic: bool = Field(default=True, description="the cloud has Ironic; without it, times are judged by S3's clock")
     node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
     currency: str = "EUR"
     cost: CostSettings = CostSettings()

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
+from mlops_sdk.capacity.providers import ironic
+from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.client import Client
+from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import MlflowSettings, PerRun, Settings
-from mlops_sdk.errors import AccessDenied, MlopsError, RemoteError, ServiceUnavailable
+from mlops_sdk.errors import AccessDenied, MlopsError, RemoteError
 from mlops_sdk.identity.credential import CredentialRequest
 from mlops_sdk.identity.environment import check_environment
 from mlops_sdk.identity.s3_token import login_file
 from mlops_sdk.identity.sts import StsTokens
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.registry.mlflow_api import MlflowApi, MlflowFailure
+from mlops_sdk.remote.pool import pool_host
+from mlops_sdk.remote.ssh import run_once
 
 _TIMEOUT_S = 10.0
+_NO_MACHINE = {  # of providers whose machines are there before anybody leases them
+    ironic.NAME: "ask the operator to make this project the owner or lessee of its machines",
+    STATIC: "name hosts in static_hosts",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +46,17 @@ def examine(load: Callable[[], Settings] = Settings.load) -> list[Check]:
         settings = load()
     except MlopsError as error:
         return [_failed("settings", error)]
-    checks = [Check(name="settings", ok=True, detail=f"deployment {settings.deployment_id}")]
     client = Client(settings)
-    checks.append(_check("environment", lambda: _environment(client)))
-    checks.append(_check("S3 conditional PUT", lambda: _s3(client)))
-    checks.append(_check("S3 logins of runs", lambda: _s3_of_runs(client)))
-    checks.append(_check("Keystone login and minting", lambda: _keystone(client)))
-    checks.append(_check("Ironic machines", lambda: _ironic(client)))
-    checks.append(_check("MLflow login", lambda: _mlflow(settings.mlflow)))
-    return checks
+    examinations: dict[str, Callable[[], str]] = {
+        "environment": lambda: _environment(client),
+        "S3 conditional PUT": lambda: _s3(client),
+        "S3 logins of runs": lambda: _s3_of_runs(client),
+        "Keystone login and minting": lambda: _keystone(client),
+        **{f"machines of {name}": partial(_machines, client, name) for name in client.services.providers},
+        "MLflow login": lambda: _mlflow(settings.mlflow),
+    }
+    first = Check(name="settings", ok=True, detail=f"deployment {settings.deployment_id}")
+    return [first, *(_check(name, examination) for name, examination in examinations.items())]
 
 
 def _check(name: str, examination: Callable[[], str]) -> Check:
@@ -116,7 +126,7 @@ def _keystone(client: Client) -> str:
     """Mint a credential as a run would, log in with it, revoke it."""
     settings = client.settings
     services = client.services
-    now = services.baremetal.now()
+    now = services.now()
     request = CredentialRequest(
         run_id=uuid.uuid4(),
         deployment_id=settings.deployment_id,
@@ -124,45 +134,61 @@ def _keystone(client: Client) -> str:
         deadline=now + timedelta(seconds=60),
         grace_s=0,
     )
-    credential = services.broker.mint(request, now=now)
+    login = services.broker.mint(request, now=now).login(settings.keystone)
     try:
-        list(services.connect(credential.login(settings.keystone)).list_machines())
+        if settings.ironic:
+            list(services.connect(login).list_machines())
+        else:
+            Cloud(login).user_id()
     finally:
         services.broker.revoke(request.name)
     return "minted, used and revoked a run's application credential"
 
 
-def _ironic(client: Client) -> str:
-    machines = list(client.services.baremetal.list_machines())
-    if not machines:
+def _machines(client: Client, provider: str) -> str:
+    """That it shows us machines, and that those of the fixed pool let us in."""
+    found = list(client.services.provider(provider).pool())
+    if not found and provider in _NO_MACHINE:
+        raise RemoteError(f"{provider} shows us no machine", seen="its list is empty", next_step=_NO_MACHINE[provider])
+    if provider == STATIC:
+        _log_in(client.settings)
+    free = sum(machine.free for machine in found)
+    out = sum(not machine.in_service for machine in found)
+    return f"{len(found)} visible to this project, {free} free, {out} out of service"
+
+
+def _log_in(settings: Settings) -> None:
+    """To each host of the fixed pool; says of all that fail."""
+    failed: list[str] = []
+    for host in settings.static_hosts:
+        try:
+            run_once(pool_host(settings, host), ["true"], login_s=_TIMEOUT_S, timeout_s=_TIMEOUT_S)
+        except MlopsError as error:
+            failed.append(f"{host.name}: {error.seen or error.what}")
+    if failed:
         raise RemoteError(
-            "Ironic shows us no machine",
-            seen="GET /v1/nodes is empty",
-            next_step="ask the operator to make this project the owner or lessee of its machines",
+            f"{len(failed)} of {len(settings.static_hosts)} hosts of the fixed pool do not let us in",
+            seen="; ".join(failed),
+            next_step="see that they are on, and that the account has the pool's public key in its authorized_keys",
         )
-    return f"{len(machines)} visible to this project"
 
 
 def _mlflow(settings: MlflowSettings) -> str:
-    url = f"{settings.tracking_uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    if not url.startswith(("http://", "https://")):
-        raise RemoteError(f"mlflow.tracking_uri {settings.tracking_uri!r} is not an HTTP address")
-    login = f"{settings.username}:{settings.password.get_secret_value()}".encode()
-    headers = {"Authorization": "Basic " + base64.b64encode(login).decode()} if settings.username else {}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked above
+    api = MlflowApi(settings, timeout_s=_TIMEOUT_S)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310 - as above
-            return settings.tracking_uri
-    except urllib.error.HTTPError as error:
-        kind = AccessDenied if error.code in {401, 403} else RemoteError
-        raise kind(
-            f"MLflow at {settings.tracking_uri!r} refused us",
-            seen=f"{error.code} {error.reason}",
-            next_step="check mlflow.username and mlflow.password",
+        api.get("experiments/search", max_results="1")
+        user = api.get("users/get", username=settings.username).get("user", {}) if settings.username else {}
+    except MlflowFailure as failure:
+        raise RemoteError(
+            f"MLflow at {settings.tracking_uri!r} does not answer as MLflow with authentication does",
+            seen=f"{failure.status} {failure.code} {failure.message}",
+            next_step="check mlflow.tracking_uri, and that the server was started with --app-name basic-auth",
         ) from None
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise ServiceUnavailable(
-            f"MLflow at {settings.tracking_uri!r} does not answer",
-            seen=str(error),
-            next_step="check mlflow.tracking_uri, and that the server is up (`mlops local status`)",
-        ) from None
+    if not settings.username:
+        return f"warning: {settings.tracking_uri} lets everybody in: whoever reaches it can change the registry"
+    if user.get("is_admin"):
+        return (
+            f"warning: {settings.username!r} is an administrator: it can change what other environments registered; "
+            "give this one a user of its own (docs/permissions.md)"
+        )
+    return f"{settings.tracking_uri} knows {settings.username!r}, who is no administrator"

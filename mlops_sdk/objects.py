@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,24 @@ class ObjectStore:
                 if _code(error) not in _MISSING:
                     raise
                 self._s3.create_bucket(Bucket=self.bucket)
+
+    def moment(self) -> datetime:
+        """What the server's clock says now, to the second.
+
+        Raises:
+            RemoteError: its reply has no ``Date``.
+        """
+        with self._translated("look", self.bucket):
+            reply = self._s3.head_bucket(Bucket=self.bucket)
+        date = reply["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            return parsedate_to_datetime(date).astimezone(UTC)
+        except ValueError:
+            raise RemoteError(
+                f"the S3 server behind bucket {self.bucket!r} does not say what time it is",
+                seen=f"Date: {date!r}",
+                next_step="check what stands between us and S3: leases are judged by its clock",
+            ) from None
 
     def put(self, key: str, body: bytes) -> str:
         """Store an object, replacing what was there. Returns the ETag."""

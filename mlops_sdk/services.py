@@ -28,6 +28,7 @@ from mlops_sdk.identity.credential import CredentialBroker
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.keeper import Keeper, ThreadKeeper
 from mlops_sdk.objects import ObjectStore
+from mlops_sdk.store_clock import StoreClock
 
 OpenProvider = Callable[[KeystoneSettings | None, Party], Provider]
 """A provider through a login (None: the broker's own) for a party."""
@@ -46,6 +47,7 @@ class Services:
         clock: Durations and pauses.
         keeper: Calls the heartbeats of runs.
         others: Providers besides Ironic, by name.
+        time: The deployment's clock; None is Ironic's.
         views: Of the queue of each provider: what all runs of this process who wait in it read together.
     """
 
@@ -57,16 +59,17 @@ class Services:
     clock: Clock = field(default_factory=SystemClock)
     keeper: Keeper = field(default_factory=ThreadKeeper)
     others: Mapping[str, OpenProvider] = field(default_factory=dict[str, OpenProvider])
+    time: Callable[[], datetime] | None = None
     views: dict[str, QueueView] = field(default_factory=dict[str, QueueView], compare=False, repr=False)
 
     def now(self) -> datetime:
-        """The deployment's clock, by which journals are dated and claims expire: Ironic's."""
-        return self.baremetal.now()
+        """The deployment's clock, by which journals are dated and claims expire."""
+        return (self.time or self.baremetal.now)()
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Names of the providers that this deployment has."""
-        return (ironic.NAME, *self.others)
+        return (*((ironic.NAME,) if self.settings.ironic else ()), *self.others)
 
     def fence(self) -> Fence:
         """A claimant of its own."""
@@ -98,12 +101,12 @@ class Services:
         """
         fence = fence or self.fence()
         party = Party(settings=self.settings, fence=fence, clock=self.clock, by=by, boundary=boundary)
-        if name == ironic.NAME:
+        if name == ironic.NAME and self.settings.ironic:
             return ironic.IronicLeases(self.baremetal if login is None else self.connect(login), party)
         if name not in self.others:
             raise SettingsError(
                 f"this deployment has no provider {name!r}",
-                seen=f"it has {', '.join(self.providers)}",
+                seen=f"it has {', '.join(self.providers) or 'none'}",
                 next_step="ask one of these for machines, or configure the other",
             )
         return self.others[name](login, party)
@@ -119,13 +122,14 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
     cloud = Cloud(settings.keystone)
     baremetal = IronicApi(cloud)
     store = ObjectStore.open(settings.s3)
+    time = baremetal.now if settings.ironic else StoreClock(store).now
 
     def connect(login: KeystoneSettings) -> BaremetalApi:
         return IronicApi(Cloud(login))
 
     def open_static(login: KeystoneSettings | None, party: Party) -> Provider:
         del login  # the pool's key is the deployment's
-        return StaticHosts(store, party, baremetal.now)
+        return StaticHosts(store, party, time)
 
     def open_nova(login: KeystoneSettings | None, party: Party) -> Provider:
         return NovaLeases(NovaHttp(cloud if login is None else Cloud(login)), party)
@@ -143,4 +147,5 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
         connect=connect,
         keeper=keeper or ThreadKeeper(),
         others=others,
+        time=time,
     )

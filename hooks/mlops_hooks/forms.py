@@ -93,6 +93,7 @@ OPENSTACK = Form(
             description='For each owner and month: {"per_month": 500, "owners": {"ada": 900}, "raised_by": "ops"}',
             kind="object",
         ),
+        "ironic": Extra(label="Has Ironic", description="false where the cloud has none; true unless given"),
         "static_hosts": Extra(
             label="Pool of hosts",
             description='By name: {"lab-1": {"address": "192.0.2.11", "user": "mlops", '

@@ -42,7 +42,15 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
             **login,
         )
         deployment = fields.given(
-            "deployment_id", "owner", "environment", "currency", "node_seconds_price", "cost", "budget", "lease"
+            "deployment_id",
+            "owner",
+            "environment",
+            "currency",
+            "node_seconds_price",
+            "cost",
+            "budget",
+            "ironic",
+            "lease",
         )
         deployment |= fields.given("nova")
         for kind, named in fields.given("static_hosts", "static_gateways").items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlops_sdk.config import Settings
+from mlops_sdk.config import Settings, StaticHost
 from mlops_sdk.errors import SettingsError
 from mlops_sdk.remote.ssh import Host
 
@@ -25,6 +25,23 @@ def pool_key(settings: Settings) -> str:
             seen=str(error),
             next_step="set static_key, or static_key_file to a file that this account can read",
         ) from error
+
+
+def pool_host(settings: Settings, host: StaticHost) -> Host:
+    """How to log in to a host of the pool.
+
+    Raises:
+        SettingsError: the key cannot be read, or its gateway is not in the settings.
+    """
+    return Host(
+        name=host.name,
+        address=host.address,
+        host_public_key=host.host_public_key,
+        client_private_key=pool_key(settings),
+        username=host.user,
+        port=host.port,
+        via=gateway_of(settings, host.gateway),
+    )
 
 
 def gateway_of(settings: Settings, name: str) -> Host | None:

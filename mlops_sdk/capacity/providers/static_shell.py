@@ -12,8 +12,8 @@ from typing import Protocol
 
 from mlops_sdk.capacity.providers.static_claim import Before
 from mlops_sdk.config import Settings, StaticHost
-from mlops_sdk.remote.pool import gateway_of, pool_key
-from mlops_sdk.remote.ssh import Host, run_once
+from mlops_sdk.remote.pool import pool_host
+from mlops_sdk.remote.ssh import run_once
 
 _LOGIN_S = 5.0
 _LOOK_S = 10.0
@@ -161,7 +161,9 @@ class SshShell(HostShell):
 
     def look(self, host: StaticHost) -> Before:
         """See `HostShell.look`."""
-        lines = run_once(self._host(host), ["sh", "-c", _LOOK], login_s=self._login_s, timeout_s=_LOOK_S).splitlines()
+        lines = run_once(
+            pool_host(self._settings, host), ["sh", "-c", _LOOK], login_s=self._login_s, timeout_s=_LOOK_S
+        ).splitlines()
         found = [line.partition(" ")[::2] for line in lines]
         keys = [value for kind, value in found if kind == "key"]
         return Before(
@@ -173,7 +175,13 @@ class SshShell(HostShell):
     def let_in(self, host: StaticHost, before: Before, public_keys: Sequence[str], claim_id: str) -> None:
         """See `HostShell.let_in`."""
         keys = before.authorized_keys + "".join(f"{key.strip()} mlops-lease {claim_id}\n" for key in public_keys)
-        run_once(self._host(host), ["sh", "-c", _LET_IN], stdin=keys.encode(), login_s=self._login_s, timeout_s=_LOOK_S)
+        run_once(
+            pool_host(self._settings, host),
+            ["sh", "-c", _LET_IN],
+            stdin=keys.encode(),
+            login_s=self._login_s,
+            timeout_s=_LOOK_S,
+        )
 
     def clean(self, host: StaticHost, before: Before, run_key: str, claim_id: str) -> str:
         """See `HostShell.clean`."""
@@ -181,15 +189,6 @@ class SshShell(HostShell):
         lines += [f"key {line}" for line in before.authorized_keys.splitlines()]
         argv = ["sh", "-c", _CLEAN, "clean", claim_id, f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
         stdin = "".join(f"{line}\n" for line in lines) or "\n"
-        return run_once(self._host(host), argv, stdin=stdin.encode(), login_s=self._login_s, timeout_s=_CLEAN_S).strip()
-
-    def _host(self, host: StaticHost) -> Host:
-        return Host(
-            name=host.name,
-            address=host.address,
-            host_public_key=host.host_public_key,
-            client_private_key=pool_key(self._settings),
-            username=host.user,
-            port=host.port,
-            via=gateway_of(self._settings, host.gateway),
-        )
+        return run_once(
+            pool_host(self._settings, host), argv, stdin=stdin.encode(), login_s=self._login_s, timeout_s=_CLEAN_S
+        ).strip()

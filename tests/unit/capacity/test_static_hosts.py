@@ -221,3 +221,21 @@ def test_a_provider_that_the_deployment_has_not_is_refused_before_anything_exist
         run.lease(request(cloud))
     assert not cloud.credentials
     assert [entry.action for entry in run.journal.entries()] == ["run"]
+
+
+def test_a_deployment_without_ironic_never_asks_for_it():
+    cloud = FakeCloud(hosts=3)
+    cloud.settings = cloud.settings.model_copy(update={"ironic": False})
+    with cloud.client().start_run(name="nightly") as run:
+        run.lease(request(cloud))
+        run.keep()
+    cloud.clock.sleep(cloud.settings.lease.renew_for_s * 2)
+    report = cloud.reaper().reap_once()
+    assert [item.clean for item in report.evidence] == [True, True]
+    assert report.errors == ()
+    assert run.prove().complete
+    with pytest.raises(SettingsError, match="no provider 'ironic'"), cloud.client().start_run(name="other") as other:
+        other.lease(replace(request(cloud), provider="ironic"))
+    assert untouched(cloud)
+    ironics = {"list_allocations", "get_allocation", "create_allocation", "list_machines", "get_machine"}
+    assert ironics & set(cloud.faults.calls) == set()
