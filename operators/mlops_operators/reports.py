@@ -17,7 +17,8 @@ class ReportLeasesOperator(MlopsOperator):
 
     Changes nothing but the tags ``mlops.cost.*`` of the model versions of these runs in MLflow.
     Pushes back ``{"uri", "held", "overdue", "runs", "cost", "currency", "costs_uri", "tagged"}``; the reports are in
-    the bucket. Fails when something is overdue. Give it a retry: between two passes of the reaper a little may be.
+    the bucket. Fails, after that, when something is overdue or could not be looked at. Give it a retry: between two
+    passes of the reaper a little may be.
 
     Args:
         days: Runs that ended longer ago are left out. Templated.
@@ -39,11 +40,11 @@ class ReportLeasesOperator(MlopsOperator):
             report = report_leases(client, days=float(self.days))
             uri = store_report(client, report)
             self.log.info("%s\n%s", uri, report.words())
-            report.check()
             costs = recent_costs(client, days=float(self.days))
             costs_uri = store_costs(client, costs)
             tagged = tag_versions(client, costs)
             self.log.info("%s\ntagged: %s", costs_uri, ", ".join(tagged) or "no model version")
+            report.check()
         return {
             "uri": uri,
             "held": len(report.held),
