@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -15,7 +16,7 @@ from mlops_sdk.capacity.orders import Keeping, Kept, Notice, Orders, extended, k
 from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.config import KeystoneSettings, Settings
-from mlops_sdk.errors import LeaseLost, ServiceUnavailable
+from mlops_sdk.errors import LeaseLost, MlopsError, ServiceUnavailable
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import KEEPING_ACTION, Generation
 from mlops_sdk.identity.credential import RunCredential
@@ -74,15 +75,21 @@ class HeldLease(ABC):
             return grant
         before, grant = self._orders, self._grant_until(orders)
         if orders.credential != before.credential:
-            earlier = self.credential
             self._log_in(grant, orders)
-            if earlier is not None:
-                self._revoke(earlier.name)
         self._provider.extend(grant)
         if orders.deadline != before.deadline:
             self._note_extended(grant)
         self._orders, self._grant = orders, grant
+        if orders.credential != before.credential:
+            self._revoke_earlier()
         return grant
+
+    def _revoke_earlier(self) -> None:
+        """All credentials but the one that is used now; what cannot be revoked now is at its own, earlier, deadline."""
+        with suppress(MlopsError):
+            for name in self._services.broker.names_of(resource_name(self._run_id, self.number, "cred")):
+                if self.credential is not None and name != self.credential.name:
+                    self._revoke(name)
 
     def _lasting(self) -> LeaseRequest:
         """What was asked for, of a lease whose machines are there.

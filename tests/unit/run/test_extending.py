@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.cli.main import main
-from mlops_sdk.errors import BudgetExceeded, LeaseLost, MlopsError, SettingsError
+from mlops_sdk.errors import BudgetExceeded, LeaseLost, MlopsError, ServiceUnavailable, SettingsError
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeCloud
@@ -246,3 +246,76 @@ def test_a_crash_of_who_follows_leaves_nothing_behind(k, when):
     assert not cloud.held
     assert not cloud.credentials
     assert again.prove().complete
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("k", range(1, calls_of_extend() + 1))
+def test_a_call_that_fails_is_repaired_by_asking_again(k, when):
+    cloud = FakeCloud()
+    run = start(cloud)
+    run.lease(request(cloud))
+    wanted = later(cloud, 200)
+    cloud.faults.clear()
+    cloud.faults.fail_at("*", k, error=ServiceUnavailable("no answer"), when=when)
+    with suppress(ServiceUnavailable):
+        cloud.client(keeper=ByHand()).attach(run.key).extend(wanted)
+    cloud.faults.clear()
+    assert cloud.client(keeper=ByHand()).attach(run.key).extend(wanted) == wanted
+    live(cloud, run, 80)  # beyond the first deadline
+    cloud.reaper().reap_once()
+    run.raise_if_lost()
+    assert deadlines(cloud) == {wanted}
+    assert len(cloud.credentials) == 1
+    run.release()
+    assert run.prove().complete
+    assert not run.history().generations[1].impossible
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("k", range(1, calls_of_following() + 1))
+def test_a_beat_that_fails_to_follow_follows_at_the_next(k, when):
+    cloud = FakeCloud()
+    run = start(cloud)
+    run.lease(request(cloud))
+    wanted = later(cloud, 200)
+    cloud.client(keeper=ByHand()).attach(run.key).extend(wanted)
+    cloud.faults.clear()
+    cloud.faults.fail_at("*", k, error=ServiceUnavailable("no answer"), when=when)
+    live(cloud, run, 3 * BEAT_S)
+    cloud.faults.clear()
+    assert run.held is not None
+    assert run.held.deadline == wanted
+    run.raise_if_lost()
+    live(cloud, run, 80)
+    cloud.reaper().reap_once()
+    run.raise_if_lost()
+    assert len(cloud.credentials) == 1
+    run.release()
+    assert not cloud.credentials
+    assert run.prove().complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1, calls_of_extend() + 1))
+def test_crashes_of_both_who_extends_and_who_follows(first):
+    for second in range(1, calls_of_following() + 1):
+        cloud = FakeCloud()
+        run = start(cloud)
+        run.lease(request(cloud))
+        cloud.faults.clear()
+        cloud.faults.fail_at("*", first, error=Crash())
+        with suppress(Crash):
+            extend(cloud, run.key)
+        cloud.faults.clear()
+        cloud.faults.fail_at("*", second, error=Crash())
+        with suppress(Crash):
+            for _ in range(3):
+                live(cloud, run, BEAT_S)
+        run.close()
+        cloud.faults.clear()
+        for _ in range(3):
+            cloud.clock.sleep(cloud.settings.lease.renew_for_s + 2)
+            cloud.reaper().reap_once()
+        assert not cloud.held
+        assert not cloud.credentials
+        assert cloud.client().attach(run.key).prove().complete

@@ -14,7 +14,7 @@ from mlops_sdk.capacity.cost_lines import Line, by_line, portions
 from mlops_sdk.capacity.lease import LeaseRequest, Priority
 from mlops_sdk.capacity.records import one_record, prices_of
 from mlops_sdk.cli.main import main
-from mlops_sdk.errors import LeaseLost
+from mlops_sdk.errors import LeaseLost, ServiceUnavailable
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeCloud
@@ -305,5 +305,30 @@ def test_a_crash_while_leaving_keeps_nothing_longer_than_was_said(k, what, when)
     assert held(cloud) == 0
     cloud.clock.sleep(30)
     cloud.reaper().reap_once()
+    assert not cloud.credentials
+    assert start(cloud).prove().complete
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("k", range(1, parking_calls() + 1))
+def test_what_cannot_be_held_is_given_back(k, when):
+    cloud = FakeCloud()
+    run = start(cloud)
+
+    def work() -> None:
+        with run:
+            run.lease(request(cloud, hold_on_failure_s=100))
+            cloud.faults.clear()
+            cloud.faults.fail_at("*", k, error=ServiceUnavailable("no answer"), when=when)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    cloud.faults.clear()
+    assert state(cloud) in {"held_for_debug", "released"}
+    assert bool(held(cloud)) == (state(cloud) == "held_for_debug")
+    cloud.clock.sleep(130)
+    cloud.reaper().reap_once()
+    assert held(cloud) == 0
     assert not cloud.credentials
     assert start(cloud).prove().complete
