@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.providers import ironic
+from mlops_sdk.capacity.providers.nova import NAME as NOVA
+from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.client import Client
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.config import MlflowSettings, PerRun, Settings
+from mlops_sdk.config import KeystoneSettings, MlflowSettings, PerRun, Settings
 from mlops_sdk.errors import AccessDenied, MlopsError, RemoteError
 from mlops_sdk.identity.credential import CredentialRequest
 from mlops_sdk.identity.environment import check_environment
 from mlops_sdk.identity.s3_token import login_file
 from mlops_sdk.identity.sts import StsTokens
+from mlops_sdk.names import resource_name
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.registry.mlflow_api import MlflowApi, MlflowFailure
 from mlops_sdk.remote.pool import pool_host
@@ -124,8 +129,17 @@ def _prove(client: Client, tokens: StsTokens) -> None:
 
 def _keystone(client: Client) -> str:
     """Mint a credential as a run would, log in with it, revoke it."""
-    settings = client.settings
-    services = client.services
+    with _login_of_a_run(client, ironic.NAME) as login:
+        if client.settings.ironic:
+            list(client.services.connect(login).list_machines())
+        else:
+            Cloud(login).user_id()
+    return "minted, used and revoked a run's application credential"
+
+
+@contextmanager
+def _login_of_a_run(client: Client, provider: str) -> Generator[KeystoneSettings]:
+    services, settings = client.services, client.settings
     now = services.now()
     request = CredentialRequest(
         run_id=uuid.uuid4(),
@@ -133,21 +147,28 @@ def _keystone(client: Client) -> str:
         generation=1,
         deadline=now + timedelta(seconds=60),
         grace_s=0,
+        provider=provider,
     )
-    login = services.broker.mint(request, now=now).login(settings.keystone)
     try:
-        if settings.ironic:
-            list(services.connect(login).list_machines())
-        else:
-            Cloud(login).user_id()
+        yield services.broker.mint(request, now=now).login(settings.keystone)
     finally:
         services.broker.revoke(request.name)
-    return "minted, used and revoked a run's application credential"
+
+
+def _servers(client: Client, leases: NovaLeases) -> str:
+    """What leasing servers needs; and that a run's own login may look for them at Nova and Neutron."""
+    words = leases.examine()
+    with _login_of_a_run(client, NOVA) as login:
+        client.services.provider(NOVA, login=login).inspect(Held(name=resource_name(uuid.uuid4(), 1, 0)))
+    return words
 
 
 def _machines(client: Client, provider: str) -> str:
     """That it shows us machines, and that those of the fixed pool let us in."""
-    found = list(client.services.provider(provider).pool())
+    leases = client.services.provider(provider)
+    if isinstance(leases, NovaLeases):
+        return _servers(client, leases)
+    found = list(leases.pool())
     if not found and provider in _NO_MACHINE:
         raise RemoteError(f"{provider} shows us no machine", seen="its list is empty", next_step=_NO_MACHINE[provider])
     if provider == STATIC:
