@@ -86,7 +86,6 @@ class Holding(HeldLease):
         self._replacements: list[Replacement] = []
         self._gone: set[int] = set()
         self._avoid: frozenset[str] = frozenset()
-
         self._noticed: Notice | None = None
 
     def state(self) -> Generation:
@@ -212,9 +211,11 @@ class Holding(HeldLease):
         got: list[int] = []
         for number in spares:
             one = replace(grant, numbers=(number,), request=replace(grant.request, wait_s=0.0))
-            with suppress(NoCapacity):
+            try:
                 yield from provider.begin(one, deployed=deployed)
                 got.append(number)
+            except NoCapacity:  # the lease goes on without it
+                yield from self._repair().begin_return(Held(name=one.name(number)), one)
         return tuple(got)
 
     def _get_spares(
@@ -263,6 +264,7 @@ class Holding(HeldLease):
             operator=self._open(grant),
             settings=self._settings.lease,
             clock=self._services.clock,
+            note=partial(self._note_evidence, self.state(), grant),
         )
 
     def _failed(self, generation: Generation) -> frozenset[str]:
@@ -340,7 +342,10 @@ class Holding(HeldLease):
     def _give_back_machines(self, generation: Generation, reason: EndReason) -> Steps[tuple[NodeEvidence, ...]]:
         """Through the run's own credential while there is one; through the broker's login when it is gone."""
         grant = self._grant or self._grant_of(known(generation.request))
-        todo = [_held(generation, name) for name in self._everything(grant.request).names]
+        gone = {piece.name for piece in generation.pieces.values() if piece.evidence and piece.evidence.clean}
+        members = {grant.name(number) for number in self._members(grant.request).held}
+        names = [name for name in self._everything(grant.request).names if name in members or name not in gone]
+        todo = [_held(generation, name) for name in names]
         provider = self._provider or self._open(grant)
         on_evidence = partial(self._note_evidence, generation, grant)
         try:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -341,11 +341,24 @@ class Reaper:
         return due
 
     def _finish_claim(self, provider: Provider, claim: Claim, held: Held, standing: Standing) -> None:
-        """A provider may drop a lease though its machine did not get back; that one then waits for another try."""
-        if standing is Standing.UNFINISHED:
-            self._begin(provider, held, EndReason.NOT_RENEWED, claim.resource_id)
+        """A provider may drop a lease though its machine did not get back; that one then waits for another try.
+
+        And one that did get back, while nobody looked, has its end written down: what it cost counts until then.
+        """
+        piece = self._piece(held.name)
+        if standing is Standing.UNFINISHED or (piece is not None and piece.evidence is None):
+            known = replace(held, since=piece.since, deployed=piece.deployed) if piece is not None else held
+            self._begin(provider, known, EndReason.NOT_RENEWED, claim.resource_id)
             return
         self._fence.drop(claim)
+
+    def _piece(self, resource: str) -> Piece | None:
+        """What its run's journal tells of it."""
+        name = parse_resource_name(resource)
+        if name is None:
+            return None
+        generation = read_history(self._journal(name).entries()).generations.get(name.generation)
+        return generation.pieces.get(resource) if generation is not None else None
 
     def _journal(self, name: ResourceName) -> Journal:
         return Journal(self._store, name.run_key, now=self._services.now, writer="reaper")

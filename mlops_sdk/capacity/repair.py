@@ -7,9 +7,10 @@ a repair that was cut off carries it out from its beginning.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from mlops_sdk.boundaries import Boundaries
+from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import EndReason
 from mlops_sdk.capacity.members import Replacement
 from mlops_sdk.capacity.node import Node
@@ -33,6 +34,7 @@ class Repair:
         operator: The same through the deployment's login: a run's own may not switch machines off.
         settings: Time-outs.
         clock: Durations.
+        note: Writes the evidence of what was given back already.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Repair:
         operator: Provider,
         settings: LeaseSettings,
         clock: Clock,
+        note: Callable[[NodeEvidence], None],
     ) -> None:
         self._journal = journal
         self._boundaries = boundaries
@@ -51,6 +54,7 @@ class Repair:
         self._fencing = fencing_of(operator)
         self._settings = settings
         self._clock = clock
+        self._note = note
 
     def carry_out(
         self, replacement: Replacement, *, lost: Held, grant: Grant, deployed: Collection[str]
@@ -92,10 +96,12 @@ class Repair:
             held, reason=EndReason.NODE_FAILED, entitled=grant.owns, run_key=run_key(grant.run_id)
         )
         pause, end = pauses(self._settings.poll_s), self._clock.monotonic() + self._settings.fence_timeout_s
-        while returning.step() is None and self._clock.monotonic() < end:
+        while (evidence := returning.step()) is None and self._clock.monotonic() < end:
             if self._provider.inspect(held).standing is not Standing.HELD:
                 return
             yield next(pause)
+        if evidence is not None:
+            self._note(evidence)
 
 
 def fencing_of(provider: Provider) -> Fencing:
