@@ -32,13 +32,17 @@ from mlops_sdk.services import Services, connect_services
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One line about a run, from its journal. Machines that are still held count until now."""
+    """One line about a run, from its journal. Machines that are still held count until now.
+
+    `ended` is why its lease ended (an `EndReason`), "" while it lasts.
+    """
 
     key: str
     run_id: str
     name: str
     owner: str
     state: str
+    ended: str
     generation: int
     started_at: datetime | None
     last_at: datetime | None
@@ -54,6 +58,7 @@ class RunSummary:
             "name": self.name,
             "owner": self.owner,
             "state": self.state,
+            "ended": self.ended,
             "generation": self.generation,
             "started_at": to_iso(self.started_at) if self.started_at else "",
             "last_at": to_iso(self.last_at) if self.last_at else "",
@@ -169,6 +174,7 @@ def _summary(key: str, history: History, settings: Settings, now: datetime) -> R
         name=history.name,
         owner=history.owner,
         state=state.value if state else "open",
+        ended=latest.reason.value if latest is not None and latest.reason is not None else "",
         generation=latest.number if latest else 1,
         started_at=history.started_at,
         last_at=history.last_at,

@@ -44,6 +44,7 @@ class Generation:
         revoked: Those of them that are gone.
         pieces: Its machines, by the name under which each was leased.
         replacements: What was repaired, and what was begun of it.
+        reason: Why it ended, as whoever ended it said first; None while it lasts.
         impossible: What its journal tells that cannot be, in words; the state is the one before that.
     """
 
@@ -55,6 +56,7 @@ class Generation:
     revoked: set[str] = field(default_factory=set[str])
     pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
     replacements: list[Replacement] = field(default_factory=list[Replacement])
+    reason: EndReason | None = None
     impossible: list[str] = field(default_factory=list[str])
 
     @property
@@ -239,7 +241,16 @@ def _apply(generation: Generation, entry: Entry) -> None:
     elif entry.action in _OF_A_PIECE:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
     _happen(generation, _EVENTS.get((entry.action, entry.kind)), entry)
+    _end(generation, entry)
+
+
+def _end(generation: Generation, entry: Entry) -> None:
+    """Why it ended, and that it did, as soon as the entries say so."""
+    if entry.action == "release" and entry.kind is EntryKind.INTENT:
+        generation.reason = generation.reason or EndReason(entry.data.get("reason", EndReason.FINISHED.value))
     if generation.returned:
+        evidence = [piece.evidence for piece in generation.pieces.values() if piece.evidence is not None]
+        generation.reason = generation.reason or evidence[0].reason
         _happen(generation, None if generation.over else LeaseEvent.TAKEN, entry)
         revoked = bool(generation.revoked) and generation.credentials <= generation.revoked
         _happen(generation, LeaseEvent.RETURNED if revoked else None, entry)

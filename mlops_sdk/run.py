@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Self
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
-from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
+from mlops_sdk.capacity.lifecycle import EndReason, LeaseState, reason_of
 from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.clock import Clock
 from mlops_sdk.decisions import LeaseDecisions
-from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, MlopsError, NoCapacity, Preempted
+from mlops_sdk.errors import ImpossibleEvent, LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json, same_machines
 from mlops_sdk.holding import Holding, known
@@ -395,15 +395,14 @@ class Run(LeaseDecisions):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        del traceback
+        del kind, traceback
         if self._keep or self._left:
             self.close()
             return
         if error is None:
             self.release()
             return
-        reason = EndReason.CANCELLED if kind in {KeyboardInterrupt, SystemExit} else EndReason.WORK_FAILED
-        reason = _REASON_OF.get(type(error), reason)
+        reason = reason_of(error)
         with _keeping(error):
             if reason is EndReason.WORK_FAILED and self.is_to_be_held():
                 with suppress(MlopsError):  # what cannot be held is given back
@@ -506,14 +505,6 @@ class Run(LeaseDecisions):
                 number=self.generation,
             )
         return self._holding
-
-
-_REASON_OF: Mapping[type[BaseException], EndReason] = {
-    LeaseLost: EndReason.NODE_FAILED,
-    LeaseEnding: EndReason.DEADLINE,
-    Preempted: EndReason.PREEMPTED,
-}
-"""What the end of a `with` block by an error says about its lease, where it says more than that the work failed."""
 
 
 def known_lease(lease: Lease | None) -> Lease:

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from mlops_sdk.errors import ImpossibleEvent
+from mlops_sdk.errors import ImpossibleEvent, LeaseEnding, LeaseLost, NoCapacity, NodeFailed, Preempted
 
 
 class LeaseState(enum.Enum):
@@ -266,6 +266,28 @@ END_RETRY: Final[Mapping[EndReason, Retry]] = {
     EndReason.IDLE: Retry.NO,
     EndReason.NOT_RENEWED: Retry.NEXT_GENERATION,
 }
+
+
+_REASON_OF: Final[Mapping[type[BaseException], EndReason]] = {
+    KeyboardInterrupt: EndReason.CANCELLED,
+    SystemExit: EndReason.CANCELLED,
+    NoCapacity: EndReason.NO_CAPACITY,
+    NodeFailed: EndReason.NODE_FAILED,
+    LeaseLost: EndReason.NODE_FAILED,
+    LeaseEnding: EndReason.DEADLINE,
+    Preempted: EndReason.PREEMPTED,
+}
+
+
+def reason_of(error: BaseException) -> EndReason:
+    """Why a lease ended whose work this error has ended.
+
+    Example:
+        >>> reason_of(ZeroDivisionError()).value
+        'work_failed'
+    """
+    kinds = (kind for kind in type(error).__mro__ if kind in _REASON_OF)
+    return _REASON_OF[kind] if (kind := next(kinds, None)) else EndReason.WORK_FAILED
 
 
 def as_markdown() -> str:

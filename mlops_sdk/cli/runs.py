@@ -8,13 +8,14 @@ from datetime import datetime
 
 import click
 
+from mlops_sdk.capacity.lifecycle import END_STATUS, EndReason
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.client import Client, RunSummary
 from mlops_sdk.history import read_history
 from mlops_sdk.journal import Entry
 from mlops_sdk.proof import Proof
 
-_SUMMARY = ("key", "name", "owner", "state", "generation", "started", "node-seconds", "cost")
+_SUMMARY = ("key", "name", "owner", "state", "ended", "generation", "started", "node-seconds", "cost")
 _as_json = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
@@ -88,6 +89,7 @@ def _summary_row(summary: RunSummary, currency: str) -> tuple[str, ...]:
         summary.name,
         summary.owner,
         summary.state,
+        f"{END_STATUS[EndReason(summary.ended)].value}: {summary.ended}" if summary.ended else "",
         str(summary.generation),
         _time(summary.started_at) if summary.started_at else "",
         f"{summary.node_seconds:.0f}",

@@ -57,6 +57,7 @@ class Layout:
     @property
     def admin_json(self) -> Path:
         """What operators and tests need: administrator, second tenant, addresses."""
+
     @property
     def reaper_figures(self) -> Path:
         """What the reaper tells Prometheus."""

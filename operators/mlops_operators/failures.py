@@ -9,9 +9,10 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from mlops_sdk import errors
-from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity, NodeFailed, RemoteCommandError
+from mlops_sdk.capacity.lifecycle import END_RETRY, Retry, reason_of
+from mlops_sdk.errors import AccessDenied, MlopsError, RemoteCommandError
 
-_CURABLE = (NoCapacity, NodeFailed, LeaseLost)
+_CURABLE = frozenset({Retry.LATER, Retry.NEXT_GENERATION})
 
 
 def worth_retrying(error: MlopsError) -> bool:
@@ -20,7 +21,7 @@ def worth_retrying(error: MlopsError) -> bool:
     A service that was away comes back, machines become free, another generation of a lease gets other machines. A wrong
     setting, a refused secret or a program that raises stay what they are.
     """
-    return error.retriable or isinstance(error, _CURABLE) or type(error) is RemoteCommandError
+    return error.retriable or END_RETRY[reason_of(error)] in _CURABLE or type(error) is RemoteCommandError
 
 
 @contextmanager

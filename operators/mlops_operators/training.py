@@ -15,9 +15,10 @@ from mlops_operators.links import MlflowRunLink
 from mlops_operators.triggers.capacity import ProvisionTrigger
 from mlops_operators.triggers.training import TrainTrigger, summary
 from mlops_sdk.capacity.lease import to_iso
+from mlops_sdk.capacity.lifecycle import END_RETRY, Retry, reason_of
 from mlops_sdk.client import Client
 from mlops_sdk.data.versioning import DataVersion
-from mlops_sdk.errors import LeaseLost, Preempted, SettingsError
+from mlops_sdk.errors import LeaseLost, MlopsError, SettingsError
 from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
 from mlops_sdk.training.ordering import place_order
@@ -87,7 +88,7 @@ class TrainOperator(MlopsOperator):
         with self.failures(hopeless=(LeaseLost,)):
             if "error" in event:
                 error = error_from_json(event["error"])
-                if isinstance(error, Preempted):
+                if END_RETRY[reason_of(error)] is Retry.QUEUE_AGAIN:
                     self._lease_again(error)
                 raise error
         return dict(event)
@@ -104,7 +105,7 @@ class TrainOperator(MlopsOperator):
         trigger = TrainTrigger(**self.connections, run_name=self.run_name)
         return self.defer(trigger=trigger, method_name=self.trained.__name__, timeout=self.execution_timeout)
 
-    def _lease_again(self, preempted: Preempted) -> None:
+    def _lease_again(self, preempted: MlopsError) -> None:
         """Wait for as many machines as the run had, until the deadline that it had.
 
         Raises:

@@ -9,9 +9,9 @@ import stamina
 
 from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import to_iso
-from mlops_sdk.capacity.lifecycle import EndReason
+from mlops_sdk.capacity.lifecycle import reason_of
 from mlops_sdk.client import Client
-from mlops_sdk.errors import JobFailed, LeaseEnding, LeaseLost, Preempted, ServiceUnavailable
+from mlops_sdk.errors import JobFailed, LeaseEnding, LeaseLost, ServiceUnavailable
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import arun_job
@@ -58,8 +58,7 @@ class TrainTrigger(MlopsTrigger):
         except (
             LeaseEnding
         ) as ending:  # what was learned is in a checkpoint: give back at once, somebody may wait for it
-            reason = EndReason.PREEMPTED if isinstance(ending, Preempted) else EndReason.DEADLINE
-            await self.drive(run.releasing(reason), client)
+            await self.drive(run.releasing(reason_of(ending)), client)
             raise
         except JobFailed:
             if lease.request.hold_on_failure_s > 0:

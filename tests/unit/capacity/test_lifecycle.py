@@ -27,9 +27,10 @@ from mlops_sdk.capacity.lifecycle import (
     LeaseState,
     Retry,
     advance,
+    reason_of,
 )
 from mlops_sdk.cli.lease import lease
-from mlops_sdk.errors import ImpossibleEvent
+from mlops_sdk.errors import ImpossibleEvent, JobFailed, LeaseEnding, LeaseLost, NoCapacity, Preempted
 from mlops_sdk.history import read_history, request_to_json
 from mlops_sdk.journal import Entry, EntryKind
 
@@ -59,6 +60,22 @@ def test_the_maps_are_total():
     assert set(EVENT_TEXT) == set(LeaseEvent)
     assert set(END_TEXT) == set(END_STATUS) == set(END_RETRY) == set(EndReason)
     assert set(RETRY_TEXT) == set(Retry)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt(), EndReason.CANCELLED),
+        (ZeroDivisionError(), EndReason.WORK_FAILED),
+        (JobFailed("x"), EndReason.WORK_FAILED),
+        (NoCapacity("x"), EndReason.NO_CAPACITY),
+        (LeaseLost("x"), EndReason.NODE_FAILED),
+        (LeaseEnding("x"), EndReason.DEADLINE),
+        (Preempted("x"), EndReason.PREEMPTED),
+    ],
+)
+def test_an_error_says_why_the_lease_ended(error, reason):
+    assert reason_of(error) is reason
 
 
 def test_no_edge_is_written_twice():

@@ -97,6 +97,7 @@ def test_who_is_told_stops_and_the_urgent_one_gets_the_machines(cloud):
     with pytest.raises(Preempted), low:
         raise Preempted("the job stopped on notice, with a checkpoint of step 7")
     assert reasons(low) == {EndReason.PREEMPTED}
+    assert cloud.client().summary(low.key).ended == "preempted"
     got = let_pass(cloud, 20, waiting=waiting)
     assert got is not None
     assert len(got.nodes) == 2
