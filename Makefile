@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-full up down clean bench lock
+.PHONY: help setup setup-compute demo check test test-full up down clean bench lock
 
 bin := .venv/bin
 packages := infra/local/setup/system_packages.sh
@@ -17,6 +17,10 @@ help:  ## what you can do here
 setup:  ## install what is missing: system packages (lists them and asks), Python environments
 	@$(packages)
 	@$(environments)
+
+setup-compute: setup  ## also what `mlops local up --with compute` needs: RabbitMQ, Nova and its neighbours
+	@$(packages) compute
+	@$(environments) compute
 
 demo: setup  ## the loop twice round: push, train through the loss of a worker, serve, drift, retrain, give everything back
 	@echo "[demo] the loop on an embedded stack of its own"
@@ -42,7 +46,7 @@ test: setup  ## everything a change must pass, against the real services of the 
 	@echo "[test] all but the slow tiers, in two processes with an embedded stack each, in .mlops/stacks/test-gw*"
 	@$(bin)/python -m pytest $(two_processes) -m "not slow" --durations=15 $(ARGS)
 
-test-full: setup  ## test, plus the slow tiers
+test-full: setup-compute  ## test, plus the slow tiers
 	@$(environments) base
 	@echo "[test-full] every tier"
 	@$(bin)/python -m pytest $(two_processes) --durations=25 $(ARGS)

@@ -32,6 +32,7 @@ from mlops_sdk.local.services.serving import ServingAccess
 from mlops_sdk.serving.deploy import withdraw
 from mlops_sdk.serving.target import VllmTarget
 from support import eventually, operator_of, take_back_everything
+from support_compute import ComputeHandle, take_back_servers
 
 REPOSITORY = Path(__file__).parent.parent
 # Most test processes need no Airflow: it starts when the fixture `airflow` is first asked for.
@@ -83,6 +84,31 @@ def stack() -> Iterator[StackHandle]:
             reaper_settings=Settings.load(layout.reaper_toml),
             admin=admin,
         )
+        inside = members(process.pid)
+    finally:
+        process.stop()
+    assert_nothing_left(layout, inside)
+
+
+@pytest.fixture(scope="session")
+def compute() -> Iterator[ComputeHandle]:
+    """An embedded stack with Nova (what `make setup-compute` installs) and without Ironic, once per test process."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    folder = REPOSITORY / ".mlops" / "stacks"
+    layout = Layout.at(folder / (f"compute-{worker}" if worker else "compute"))
+    process = StackProcess(layout.state_dir, only=("compute", "settings"), profiles=("compute",), faults=True)
+    try:
+        process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
+        handle = ComputeHandle(
+            layout=layout,
+            pid=process.pid,
+            settings=Settings.load(layout.client_toml),
+            reaper_settings=Settings.load(layout.reaper_toml),
+            admin=json.loads(layout.admin_json.read_text()),
+            offers=json.loads(layout.compute_json.read_text()),
+        )
+        take_back_servers(handle.operator())
+        yield handle
         inside = members(process.pid)
     finally:
         process.stop()

@@ -33,8 +33,11 @@ def local() -> None:
 @_state_dir
 @click.option("--only", default="", metavar="NAME,...", help="these services and what they need (default: all)")
 @click.option("--hold", default="", metavar="NAME,...", help="start these, and what needs them, only when released")
+@click.option(
+    "--with", "profiles", default="", metavar="PROFILE", help="compute: Nova, Placement, Neutron, Glance, Cinder too"
+)
 @click.option("--faults", is_flag=True, help="let nodes use the deploy interface that fails on demand (tests)")
-def up(state_dir: Path, only: str, hold: str, faults: bool) -> None:
+def up(state_dir: Path, only: str, hold: str, profiles: str, faults: bool) -> None:
     """Start the stack and stay with it; Ctrl-C ends it.
 
     Airflow keeps its metadata in SQLite below the state directory, or where MLOPS_AIRFLOW_DATABASE_URL says (an
@@ -43,7 +46,7 @@ def up(state_dir: Path, only: str, hold: str, faults: bool) -> None:
     """
     from mlops_sdk.local.up import up as become_stack  # noqa: PLC0415 - only this command starts anything
 
-    become_stack(state_dir, only=only, hold=hold, faults=faults)
+    become_stack(state_dir, only=only, hold=hold, profiles=profiles, faults=faults)
 
 
 @local.command()

@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--only", default="")
     parser.add_argument("--hold", default="")
+    parser.add_argument("--with", default="", dest="profiles")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--until-stdin-closes", action="store_true")
     arguments = parser.parse_args()
@@ -33,8 +34,11 @@ def _run(arguments: argparse.Namespace) -> None:
     # Imported after the fork, so that the init process stays small.
     from mlops_sdk.local.stack import Options, run_stack  # noqa: PLC0415
 
-    only, hold = (tuple(name for name in listed.split(",") if name) for listed in (arguments.only, arguments.hold))
-    options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults, hold=hold)
+    only, hold, profiles = (
+        tuple(name for name in listed.split(",") if name)
+        for listed in (arguments.only, arguments.hold, arguments.profiles)
+    )
+    options = Options(state_dir=arguments.state_dir, only=only, faults=arguments.faults, hold=hold, profiles=profiles)
     run_stack(options, until_stdin_closes=arguments.until_stdin_closes)
 
 

@@ -18,7 +18,8 @@ from mlops_sdk.local.layout import Layout, write_private_json
 
 LOOPBACK = "127.0.0.1"
 _NAMES = ("rgw", "mlflow", "keystone", "ironic", "bmc", "mon")
-_LATER = ("airflow",)  # behind the OSD's ports, where directories of an earlier version have room for them
+# Behind the OSD's ports, where directories of an earlier version have room for them. From `amqp` on: of one profile.
+_LATER = ("airflow", "amqp", "amqp_peers", "epmd", "placement", "glance", "neutron", "nova", "cinder")
 _OSD_PORTS = 16  # the daemon takes four for its messengers and moves on when one is taken
 _LOWEST, _HIGHEST = 20000, 32000  # below the kernel's ephemeral range, so that no outgoing connection takes one
 _BLOCK = 32
@@ -37,6 +38,14 @@ class Addresses:
     mon: int
     osd_first: int
     airflow: int
+    amqp: int
+    amqp_peers: int
+    epmd: int
+    placement: int
+    glance: int
+    neutron: int
+    nova: int
+    cinder: int
 
     @property
     def gateway(self) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import mlops_sdk
 from mlops_sdk.errors import StackError
 
 DEFAULT_STATE_DIR = Path(".mlops/stacks/default")
+COMPUTE = "compute"  # the one profile beside the usual services: Nova and what it needs
 _LONGEST_STATE_DIR = 80  # a Unix socket's path has 108 bytes, and the longest one lies some 20 below
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # what /usr/sbin has insists on a user of its own
 _SYSTEM_TOOLS = (
     *("unshare", "nsenter", "setpriv", "ip", "nft", "sshd", "haproxy"),
     *("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool"),
@@ -55,14 +58,13 @@ class Layout:
         return self.state_dir / "reaper.toml"
 
     @property
-    def admin_json(self) -> Path:
-        """What operators and tests need: administrator, second tenant, addresses."""
-
-    @property
     def reaper_figures(self) -> Path:
         """What the reaper tells Prometheus."""
         return self.state_dir / "reaper.prom"
 
+    @property
+    def admin_json(self) -> Path:
+        """What operators and tests need: administrator, second tenant, addresses."""
         return self.state_dir / "admin.json"
 
     @property
@@ -79,6 +81,11 @@ class Layout:
     def webhook_json(self) -> Path:
         """Where deliveries go and what signs them."""
         return self.state_dir / "webhook.json"
+
+    @property
+    def compute_json(self) -> Path:
+        """What the compute profile offers: flavors, image, network."""
+        return self.state_dir / "compute.json"
 
     @property
     def ports_json(self) -> Path:
@@ -128,12 +135,14 @@ class Tools:
         openstack_python: Interpreter of the environment with Ironic and Keystone.
         node_image: The Python environment that machines see read-only.
         vllm_image: The Python environment that the serving host sees read-only.
+        compute_python: Interpreter of the environment with Nova and what it needs; only the compute profile has it.
     """
 
     home: Path
     openstack_python: Path
     node_image: Path
     vllm_image: Path
+    compute_python: Path
 
     @classmethod
     def find(cls) -> Tools:
@@ -151,13 +160,49 @@ class Tools:
         python = os.environ.get("MLOPS_OPENSTACK_PYTHON") or home / ".mlops/envs/openstack/bin/python"
         image = os.environ.get("MLOPS_NODE_IMAGE") or home / ".mlops/images/train"
         vllm = os.environ.get("MLOPS_VLLM_IMAGE") or home / ".mlops/envs/vllm"
-        tools = cls(home=home, openstack_python=Path(python), node_image=Path(image), vllm_image=Path(vllm))
+        compute = os.environ.get("MLOPS_COMPUTE_PYTHON") or home / ".mlops/envs/compute/bin/python"
+        tools = cls(
+            home=home,
+            openstack_python=Path(python),
+            node_image=Path(image),
+            vllm_image=Path(vllm),
+            compute_python=Path(compute),
+        )
         tools._check()
         return tools
 
     def infra(self, *parts: str) -> Path:
         """A file below ``infra/local``."""
         return self.home.joinpath("infra", "local", *parts)
+
+    @property
+    def rabbitmq(self) -> Path:
+        """The message broker's program."""
+        return _RABBITMQ
+
+    def check_profiles(self, profiles: Iterable[str]) -> None:
+        """Refuse a profile that there is not, or that was not set up here.
+
+        Raises:
+            StackError: it names what is missing.
+        """
+        wanted = set(profiles)
+        if not wanted <= {COMPUTE}:
+            raise StackError(
+                f"the stack has no profile {sorted(wanted - {COMPUTE})}", next_step=f"there is {COMPUTE!r}, or none"
+            )
+        if COMPUTE in wanted:
+            self._check_compute()
+
+    def _check_compute(self) -> None:
+        missing = [str(path) for path in (self.compute_python, self.rabbitmq) if not path.exists()]
+        missing += [tool for tool in ("epmd",) if shutil.which(tool) is None]
+        if missing:
+            raise StackError(
+                "the compute profile of the embedded stack is not set up",
+                seen=f"missing: {', '.join(missing)}",
+                next_step="run `make setup-compute`",
+            )
 
     def _check(self) -> None:
         missing = [str(path) for path in (self.openstack_python, self.node_image, self.vllm_image) if not path.exists()]

@@ -10,8 +10,8 @@ outside, made from the stack's tag; a left-over is swept before it is made again
 The firewall drops by default and keeps no state. Let through are: everything between machines of one run; TCP from the
 stack to port 22 of machines; TCP from machines to the stack's published ports; and the packets that answer these
 (source port matches, not an opening SYN). Addresses are bound to bridge ports, so a machine cannot borrow another's.
-The BMC farm enters each machine when it powers on (set `ports`) and its peers (set `peers`). Static hosts are known
-from the start; what they serve is open to the stack.
+The BMC farm enters each machine when it powers on (set `ports`) and its peers (set `peers`), Nova's host its servers
+(`server_ports`, `server_peers`). Static hosts are known from the start; what they serve is open to the stack.
 """
 
 from __future__ import annotations
@@ -164,12 +164,17 @@ table bridge {_TABLE} {{
   set ports {{ type ifname . ether_addr . ipv4_addr; }}
   # who may speak to whom: ordered pairs of machines of the same run
   set peers {{ type ipv4_addr . ipv4_addr; }}
+  # the same of Nova's servers: each set has one writer
+  set server_ports {{ type ifname . ether_addr . ipv4_addr; }}
+  set server_peers {{ type ipv4_addr . ipv4_addr; }}
 
   chain forward {{
     type filter hook forward priority 0; policy drop;
     iifname "{_HOST_PORT}" goto from_stack
     ether type arp iifname . ether saddr . arp saddr ip @ports goto arp_from_machine
-    ether type ip iifname . ether saddr . ip saddr @ports goto from_machine{known}
+    ether type ip iifname . ether saddr . ip saddr @ports goto from_machine
+    ether type arp iifname . ether saddr . arp saddr ip @server_ports goto arp_from_machine
+    ether type ip iifname . ether saddr . ip saddr @server_ports goto from_machine{known}
   }}
   chain from_stack {{
     ether type arp arp saddr ip {stack} accept
@@ -180,12 +185,14 @@ table bridge {_TABLE} {{
   chain arp_from_machine {{
     arp daddr ip {stack} accept
     arp saddr ip . arp daddr ip @peers accept
+    arp saddr ip . arp daddr ip @server_peers accept
     drop
   }}
   chain from_machine {{
     oifname "{_HOST_PORT}" ip daddr {stack} tcp dport {{ {published} }} accept
     oifname "{_HOST_PORT}" ip daddr {stack} tcp sport {_SSH} {_NOT_OPENING} accept{answers}
     oifname != "{_HOST_PORT}" ip saddr . ip daddr @peers accept
+    oifname != "{_HOST_PORT}" ip saddr . ip daddr @server_peers accept
     drop
   }}
 }}

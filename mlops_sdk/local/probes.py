@@ -41,6 +41,27 @@ def ceph_socket_says(path: Path, command: str, field: str, wanted: tuple[str, ..
         raise NotReady(f"{path.name}: {field} is {value!r}")
 
 
+def accepts(port: int, *, host: str = LOOPBACK) -> None:
+    """Somebody listens on a TCP port."""
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        raise NotReady(f"{host}:{port}: {error}") from error
+
+
+def speaks_amqp(port: int, *, host: str = LOOPBACK) -> None:
+    """A message broker answers the first frame of AMQP 0-9-1 with one of its own."""
+    try:
+        with socket.create_connection((host, port), timeout=_TIMEOUT_S) as connection:
+            connection.settimeout(_TIMEOUT_S)
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            kind = _read(connection, 1)
+    except OSError as error:
+        raise NotReady(f"{host}:{port}: {error}") from error
+    if kind != b"\x01":  # a method frame: Connection.Start
+        raise NotReady(f"{host}:{port}: answered {kind!r}")
+
+
 def said(log: Path, word: str) -> None:
     """A log file contains a word: for a service that listens nowhere."""
     try:

@@ -25,7 +25,8 @@ class StackProcess:
 
     The stack watches the pipe at its standard input, of which only this process has the other end: however this
     process ends, the stack ends too. Services to `hold` do not start, nor do those that need them, until
-    `control.release`; `environment` is set for the stack beside this process's own.
+    `control.release`; `profiles` adds services beside the usual ones; `environment` is set for the stack beside this
+    process's own.
 
     Example:
         >>> with StackProcess(Path(".mlops/stacks/default")) as stack:  # doctest: +SKIP
@@ -38,6 +39,7 @@ class StackProcess:
         *,
         only: tuple[str, ...] = (),
         hold: tuple[str, ...] = (),
+        profiles: tuple[str, ...] = (),
         faults: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class StackProcess:
             "--until-stdin-closes",
             *(["--only", ",".join(only)] if only else []),
             *(["--hold", ",".join(hold)] if hold else []),
+            *(["--with", ",".join(profiles)] if profiles else []),
             *(["--faults"] if faults else []),
         ]
         with self.output.open("wb") as output:

@@ -49,8 +49,12 @@ class Site:
 
     def render(self, template: str, values: Mapping[str, str | int | Path], target: Path) -> None:
         """Fill in ``infra/local/templates/<template>`` (``$$`` for a dollar sign) and write it 0600."""
+        write_private(target, self.fill(template, values))
+
+    def fill(self, template: str, values: Mapping[str, str | int | Path]) -> str:
+        """The text of a template with its values."""
         text = self.tools.infra("templates", template).read_text()
-        write_private(target, string.Template(text).substitute({k: str(v) for k, v in values.items()}))
+        return string.Template(text).substitute({k: str(v) for k, v in values.items()})
 
     def run(
         self,

@@ -17,11 +17,12 @@ from typing import Any
 
 from mlops_sdk.errors import MlopsError, StackError
 from mlops_sdk.local import addresses, secrets
-from mlops_sdk.local.layout import Layout, Tools, write_private_json
+from mlops_sdk.local.layout import COMPUTE, Layout, Tools, write_private_json
 from mlops_sdk.local.progress import Progress
 from mlops_sdk.local.service import Service, Unit, base_environment, with_needs
 from mlops_sdk.local.services.airflow import AirflowOptions, airflow_services
 from mlops_sdk.local.services.ceph import ceph_services
+from mlops_sdk.local.services.compute import compute_services
 from mlops_sdk.local.services.ironic import ironic_service
 from mlops_sdk.local.services.keystone import keystone_service
 from mlops_sdk.local.services.machines import MachineNetwork, machine_services
@@ -42,15 +43,19 @@ class Options:
         only: These services and what they need; empty: all of them.
         faults: Let nodes use the deploy interface that fails on demand (tests).
         hold: These services, and what needs them, start when they are released.
+        profiles: What there is beside the usual services: "compute".
     """
 
     state_dir: Path
     only: tuple[str, ...] = ()
     faults: bool = False
     hold: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
 
 
-def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[Service, ...]:
+def services_of(
+    site: Site, *, airflow: AirflowOptions, faults: bool, profiles: tuple[str, ...] = ()
+) -> tuple[Service, ...]:
     """All services of a stack, the slow ones first: of those that may start, an earlier one starts earlier."""
     network = MachineNetwork(site=site)
     return (
@@ -68,6 +73,7 @@ def services_of(site: Site, *, airflow: AirflowOptions, faults: bool) -> tuple[S
             connections=lambda: {**serving_connections(site), **git_connections(site)},
         ),
         *webhook_services(site),
+        *(compute_services(site, network, faults=faults) if COMPUTE in profiles else ()),
     )
 
 
@@ -87,7 +93,9 @@ def run_stack(options: Options, *, until_stdin_closes: bool) -> None:
     """
     layout = Layout.at(options.state_dir)
     site = prepare_site(layout, Tools.find())
-    services = services_of(site, airflow=AirflowOptions.from_environment(), faults=options.faults)
+    services = services_of(
+        site, airflow=AirflowOptions.from_environment(), faults=options.faults, profiles=options.profiles
+    )
     try:
         wanted = with_needs(services, options.only) if options.only else services
         run = _Run(layout, wanted, hold=options.hold)

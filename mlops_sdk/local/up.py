@@ -15,7 +15,13 @@ from mlops_sdk.local.layout import DEFAULT_STATE_DIR, Layout, Tools
 
 
 def up(
-    state_dir: Path, *, only: str = "", hold: str = "", faults: bool = False, until_stdin_closes: bool = False
+    state_dir: Path,
+    *,
+    only: str = "",
+    hold: str = "",
+    profiles: str = "",
+    faults: bool = False,
+    until_stdin_closes: bool = False,
 ) -> NoReturn:
     """Become the embedded stack of a state directory. Returns only by raising.
 
@@ -24,14 +30,15 @@ def up(
     """
     if os.geteuid() != 0:
         raise StackError("the embedded stack needs root: it makes namespaces", next_step="run it as root")
-    Tools.find()
+    Tools.find().check_profiles(name for name in profiles.split(",") if name)
     layout = Layout.at(state_dir)
     layout.create()
     lock = take_lock(layout)
     layout.status_json.unlink(missing_ok=True)
     addresses.check_free(addresses.choose_or_load(layout))
     flags = ["--faults"] * faults + ["--until-stdin-closes"] * until_stdin_closes
-    enter_namespace(lock, ["--state-dir", str(layout.state_dir), "--only", only, "--hold", hold, *flags])
+    chosen = ["--only", only, "--hold", hold, "--with", profiles]
+    enter_namespace(lock, ["--state-dir", str(layout.state_dir), *chosen, *flags])
 
 
 def main() -> int:
@@ -40,6 +47,7 @@ def main() -> int:
     parser.add_argument("--state-dir", type=Path, default=DEFAULT_STATE_DIR)
     parser.add_argument("--only", default="")
     parser.add_argument("--hold", default="")
+    parser.add_argument("--with", default="", dest="profiles")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--until-stdin-closes", action="store_true")
     arguments = parser.parse_args()
@@ -48,6 +56,7 @@ def main() -> int:
             arguments.state_dir,
             only=arguments.only,
             hold=arguments.hold,
+            profiles=arguments.profiles,
             faults=arguments.faults,
             until_stdin_closes=arguments.until_stdin_closes,
         )

@@ -29,7 +29,8 @@ class ConfigDrive:
     @property
     def run_key(self) -> str:
         """The run the machine belongs to, or "": machines of one run may talk to each other."""
-        return str((self.meta_data.get("mlops") or {}).get("run_key") or "")
+        of_server = (self.meta_data.get("meta") or {}).get("mlops.run_id")  # Nova's servers: flat, text only
+        return str((self.meta_data.get("mlops") or {}).get("run_key") or of_server or "")
 
 
 def read(path: Path) -> ConfigDrive | None:

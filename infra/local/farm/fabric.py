@@ -1,6 +1,6 @@
 """Plug machines into the stack's network: their bridge port, their addresses, and whom they may talk to.
 
-The network itself (bridge, firewall) is made by `mlops_sdk.local.network`; this side fills its two sets.
+The network itself (bridge, firewall) is made by `mlops_sdk.local.network`; this side fills two of its sets.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ class Plug:
 
 
 class Fabric:
-    """The bridge's firewall as the farm sees it. Thread-safe."""
+    """The bridge's firewall as who plugs machines in sees it. Thread-safe.
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    Args:
+        config: What `mlops_sdk.local.network.Fabric.to_json` returns.
+        sets: The names of its two sets; whoever fills them is the only one.
+    """
+
+    def __init__(self, config: dict[str, Any], sets: tuple[str, str] = ("ports", "peers")) -> None:
         self.pid = int(config["pid"])
+        self._sets = sets
         self._table = f"bridge {config['table']}"
         self._plugs: dict[str, Plug] = {}
         self._lock = threading.Lock()
@@ -47,10 +53,10 @@ class Fabric:
         """Replace both sets in one transaction."""
         ports = ", ".join(f'"{plug.name}" . {plug.mac} . {plug.address}' for plug in plugs.values())
         peers = ", ".join(f"{a} . {b}" for a, b in peer_pairs(plugs.values()))
-        lines = [f"flush set {self._table} {name}" for name in ("ports", "peers")]
+        lines = [f"flush set {self._table} {name}" for name in self._sets]
         lines += [
             f"add element {self._table} {name} {{ {text} }}"
-            for name, text in (("ports", ports), ("peers", peers))
+            for name, text in zip(self._sets, (ports, peers), strict=True)
             if text
         ]
         subprocess.run(

@@ -1,28 +1,14 @@
-"""Ironic on SQLite: run_ironic.py create_schema|serve --config-file FILE.
+"""Ironic on SQLite: run_ironic.py create_schema|serve --config-file FILE."""
 
-oslo.db begins every SQLite transaction with a deferred BEGIN; a read followed by a write then fails at once with
-"database is locked" when another writer came between, because no busy timeout applies to that upgrade. BEGIN IMMEDIATE
-takes the write lock up front, so the busy timeout does apply.
-"""
-
-import sqlite3
 import sys
 
-from sqlalchemy import event
-from sqlalchemy.engine import Engine, make_url
-
-
-@event.listens_for(Engine, "before_cursor_execute", retval=True)
-def begin_immediate(conn, _cursor, statement, parameters, _context, _executemany):  # noqa: ANN001, ANN201 - SQLAlchemy's
-    """Turn BEGIN into BEGIN IMMEDIATE."""
-    if statement == "BEGIN" and conn.dialect.name == "sqlite":
-        statement = "BEGIN IMMEDIATE"
-    return statement, parameters
+import sqlite_writes
 
 
 def main() -> None:
     """Create the schema, or run API and conductor in this process."""
     action = sys.argv.pop(1)
+    sqlite_writes.begin_immediate()
     if action == "create_schema":
         create_schema()
         return
@@ -39,8 +25,7 @@ def create_schema() -> None:
 
     service.prepare_command(sys.argv)
     migration.create_schema()
-    with sqlite3.connect(make_url(CONF.database.connection).database) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+    sqlite_writes.write_ahead(CONF.database.connection)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ main() {
     "${compile[@]}" pyproject.toml --extra train --constraint requirements/main.txt requirements/torch-needs.in -o requirements/image.txt
     say "openstack: the services of the embedded stack that cannot share an environment with Airflow"
     "${compile[@]}" requirements/openstack.in -o requirements/openstack.txt
+    say "compute: Nova and what it needs, for the profile of that name"
+    "${compile[@]}" requirements/compute.in -o requirements/compute.txt
     say "vllm: what the serving host needs"
     "${compile[@]}" --override requirements/without-vision.txt requirements/vllm.in -o requirements/vllm.txt
     say "uv: the installer"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes the Python environments; a second run finds nothing to do and ends within a second.
 #
-#   infra/local/setup/python_environments.sh [main|openstack|image|vllm|base|uv]...     default: the first four
+#   infra/local/setup/python_environments.sh [main|openstack|image|vllm|compute|base|uv]...     default: the first four
 #
 #   main       .venv                   the library (editable), Airflow, the MLflow server, developer tools
 #   openstack  .mlops/envs/openstack   Ironic, Keystone, sushy-tools: they cannot share an environment with Airflow
 #   image      .mlops/images/train     what a node sees read-only at /opt/image: torch, base and [train], our wheel
 #   vllm       .mlops/envs/vllm        vLLM's build for CPUs: what the serving host sees read-only at /opt/image
+#   compute    .mlops/envs/compute     Nova, Placement, Neutron, Glance, Cinder: only for `mlops local up --with compute`
 #   base       .mlops/envs/base        our wheel without any extra: what the packaging tests look at
 #   uv         .mlops/tools/uv         the installer; the others make it when they need it
 #
@@ -23,12 +24,13 @@ cd "$root"
 recipe=1  # raise it when this script makes an environment differently from the same inputs
 uv=.mlops/tools/uv/bin/uv
 deploy_interface=infra/local/ironic_machine
+compute_drivers=infra/local/compute_drivers
 
 main() {
     local wanted=("$@") name
     [ ${#wanted[@]} -gt 0 ] || wanted=(main openstack image vllm)
     for name in "${wanted[@]}"; do
-        case "$name" in main | openstack | image | vllm | base | uv) ;; *) fail "no environment is called ${name@Q}" "$*" "use main, openstack, image, vllm, base or uv" ;; esac
+        case "$name" in main | openstack | image | vllm | compute | base | uv) ;; *) fail "no environment is called ${name@Q}" "$*" "use main, openstack, image, vllm, compute, base or uv" ;; esac
     done
     mkdir -p .mlops
     exec 9>.mlops/setup.lock
@@ -54,15 +56,25 @@ make_main() {
 }
 
 make_openstack() {
-    local env=.mlops/envs/openstack stamp
-    locked_environment "$env" requirements/openstack.txt compiled
-    stamp=$(hash_of "$deploy_interface")
+    locked_environment .mlops/envs/openstack requirements/openstack.txt compiled
+    install_drivers .mlops/envs/openstack "$deploy_interface"
+}
+
+make_compute() {
+    locked_environment .mlops/envs/compute requirements/compute.txt compiled
+    install_drivers .mlops/envs/compute "$compute_drivers"
+}
+
+# install_drivers DIR SOURCE: what of ours the services load by entry point or name, built anew only when it changed.
+install_drivers() {
+    local env=$1 source=$2 stamp
+    stamp=$(hash_of "$source")
     if stamped "$env/.mlops-project" "$stamp"; then
         say "$env: up to date"
         return
     fi
-    say "$env: the deploy interface from $deploy_interface"
-    quietly "$uv" pip install -q -p "$env/bin/python" --no-deps --no-build-isolation --reinstall --compile-bytecode "./$deploy_interface"
+    say "$env: $source"
+    quietly "$uv" pip install -q -p "$env/bin/python" --no-deps --no-build-isolation --reinstall --compile-bytecode "./$source"
     echo "$stamp" >"$env/.mlops-project"
 }
 

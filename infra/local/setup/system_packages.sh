@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the distribution's packages that the embedded stack needs, and nothing when all are there.
 #
-#   infra/local/setup/system_packages.sh [python|stack|postgres]...     default: the first two groups
+#   infra/local/setup/system_packages.sh [python|stack|compute|postgres]...     default: the first two groups
 #
 # Lists what is missing and why, asks on a terminal (YES=1, or no terminal: proceeds), and keeps the packages' own
 # services from starting, now and at the next boot: the embedded stack starts its own copies, on its own addresses.
@@ -30,6 +30,8 @@ stack|nftables|what a machine may reach, and who may reach it
 stack|procps|process listings, for status and sweeping
 stack|util-linux|unshare, nsenter and flock: namespaces and locks
 stack|mount|mounts of a machine: its image, home and scratch
+compute|erlang-base|what RabbitMQ runs on; its port mapper, epmd
+compute|rabbitmq-server|the message broker between the processes of Nova, Neutron and Cinder
 postgres|postgresql|a server of its own for Airflow's tables: `python -m benchmarks waits`, and a test
 LIST
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -54,6 +54,22 @@ def connect(site: Site, username: str, password: str, **scope: str) -> Connectio
         load_yaml_config=False,
         load_envvars=False,
     )
+
+
+def register(site: Site, users: Mapping[str, str], endpoints: Iterable[tuple[str, str, str]]) -> None:
+    """Make users of services that the stack does not always have, and their place in the catalogue. Idempotent.
+
+    Args:
+        site: Whose Keystone.
+        users: Password by name; each is administrator and service in the project of services.
+        endpoints: Name, type and URL of each service.
+    """
+    api = _identity_api(connect(site, "admin", site.secrets.keystone_admin, project_name="admin"))
+    roles = {str(role.name): role for role in api.roles()}
+    for name, password in users.items():
+        _user(api, name, password, _project(api, "service"), (roles["admin"], roles["service"]))
+    for name, kind, url in endpoints:
+        _catalogue(api, name, kind, url)
 
 
 class _Keystone:

@@ -1,0 +1,52 @@
+"""The flavors, network and limits of the embedded stack's Nova. Pure data.
+
+The host behind them (`infra/local/compute_drivers`): two NUMA nodes with 56 cores each to pin, eight A100 80GB, of
+which four are passed through, two are divided into four vGPUs, and two into seven MIG instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+CARD_TRAIT: Final = "CUSTOM_GPU_A100_80GB"
+MIG_CLASS: Final = "CUSTOM_MIG_1G_10GB"
+_PINNED: Final = {"hw:cpu_policy": "dedicated", "hw:numa_nodes": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flavor:
+    """A flavor as an operator makes it."""
+
+    name: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    extra_specs: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+FLAVORS: Final = (
+    Flavor(
+        name="gpu.a100.pt",
+        vcpus=16,
+        memory_mib=131_072,
+        disk_gib=200,
+        extra_specs={"pci_passthrough:alias": "a100:1", "hw:pci_numa_affinity_policy": "required", **_PINNED},
+    ),
+    Flavor(
+        name="gpu.a100.vgpu",
+        vcpus=4,
+        memory_mib=32_768,
+        disk_gib=50,
+        extra_specs={"resources:VGPU": "1", f"trait:{CARD_TRAIT}": "required", **_PINNED},
+    ),
+    Flavor(
+        name="gpu.a100.mig",
+        vcpus=2,
+        memory_mib=16_384,
+        disk_gib=50,
+        extra_specs={f"resources:{MIG_CLASS}": "1", f"trait:{CARD_TRAIT}": "required", **_PINNED},
+    ),
+    Flavor(name="cpu.small", vcpus=1, memory_mib=2_048, disk_gib=10),
+)
