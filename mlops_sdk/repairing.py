@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlops_sdk.capacity.loss import Suspicion, Verdict, evidence_of, judge
 from mlops_sdk.capacity.node import Node
@@ -40,10 +40,12 @@ def repair(run: Run, witness: Witness | None = None) -> Lease:
     return drive(repairing(run, witness), run.clock)
 
 
-def mended(run: Run) -> tuple[Node, ...]:
-    """The machines to go on with after one went away: repaired, where that can be done; else as they are."""
-    lease = repair(run) if run.replaceable else run.held
-    return lease.nodes if lease is not None else ()
+def mending(run: Run, nodes: Sequence[Node]) -> Steps[Sequence[Node]]:
+    """The machines to go on with after one of a job's went away: repaired, where its provider can do that."""
+    if not run.replaceable:
+        return nodes
+    lease = yield from repairing(run)
+    return lease.nodes
 
 
 def repairing(run: Run, witness: Witness | None = None) -> Steps[Lease]:

@@ -20,10 +20,11 @@ from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.capacity.lifecycle import END_TEXT, EndReason
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.orders import Notice
+from mlops_sdk.clock import SystemClock
 from mlops_sdk.errors import JobFailed, LeaseEnding, MlopsError, NodeFailed, Preempted, RemoteError, ServiceUnavailable
 from mlops_sdk.objects import to_json
 from mlops_sdk.remote.ssh import Connection, connected
-from mlops_sdk.steps import settled
+from mlops_sdk.steps import adrive, settled
 from mlops_sdk.training.attempt import Attempt
 from mlops_sdk.training.context import result_key
 from mlops_sdk.training.events import AttemptEnded, JobEvent, StepDone, Warned
@@ -283,7 +284,7 @@ async def _attempts(
             raise _failure(attempt, verdict, len(ended), spec.max_attempts)
         await asyncio.sleep(PAUSE_S[verdict.cause] * 2 ** (len(ended) - 1))
         if verdict.cause is Cause.NODE_LOST:
-            nodes = await asyncio.to_thread(site.mend, nodes)
+            nodes = await adrive(site.mend(nodes), SystemClock())
 
 
 async def _reach(
@@ -295,7 +296,7 @@ async def _reach(
     try:
         return placement, await opened.enter_async_context(connected(hosts, timeout_s=site.ssh_timeout_s))
     except NodeFailed:
-        others = await asyncio.to_thread(site.mend, nodes)
+        others = await adrive(site.mend(nodes), SystemClock())
         if set(others) == set(nodes):
             raise
     placement = place(others, spec.processes_per_node)

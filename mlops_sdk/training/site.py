@@ -22,12 +22,19 @@ from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.pool import gateway_of
 from mlops_sdk.remote.ssh import Host
+from mlops_sdk.steps import Steps
 from mlops_sdk.training.metrics import Tracking
 
 if TYPE_CHECKING:
     from mlops_sdk.run import Run
 
 _log = logging.getLogger(__name__)
+
+
+def as_they_are(nodes: Sequence[Node]) -> Steps[Sequence[Node]]:
+    """Where nothing can be repaired."""
+    yield from ()
+    return nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +71,7 @@ class Site:
     generation: int = 0
     gateways: Mapping[str, Host] = field(default_factory=dict[str, Host], repr=False)
     ending: Callable[[], Notice | None] = field(default=lambda: None, repr=False)
-    mend: Callable[[Sequence[Node]], Sequence[Node]] = field(default=lambda nodes: nodes, repr=False)
+    mend: Callable[[Sequence[Node]], Steps[Sequence[Node]]] = field(default=as_they_are, repr=False)
 
     @classmethod
     def of(cls, run: Run, *, tracking_run_id: str = "", secrets: Mapping[str, SecretStr] | None = None) -> Site:
@@ -75,7 +82,7 @@ class Site:
             tracking_run_id: MLflow run that gets the metrics; "" for none.
             secrets: Named secrets for the program.
         """
-        from mlops_sdk.repairing import mended  # noqa: PLC0415 - it looks at machines over SSH, as a site tells how
+        from mlops_sdk.repairing import mending  # noqa: PLC0415 - it looks at machines over SSH, as a site tells how
 
         settings = run.settings
         return cls(
@@ -92,7 +99,7 @@ class Site:
             generation=run.generation,
             gateways={g.name: found for g in settings.static_gateways if (found := gateway_of(settings, g.name))},
             ending=run.ending,
-            mend=lambda _: mended(run),
+            mend=lambda nodes: mending(run, nodes),
         )
 
     @property

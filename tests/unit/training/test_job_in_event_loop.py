@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 
-from mlops_sdk.errors import JobFailed, LeaseLost
+from mlops_sdk.capacity.node import Node
+from mlops_sdk.errors import JobFailed, LeaseLost, NodeFailed
 from mlops_sdk.training import job as jobs
 from mlops_sdk.training.events import Warned
 from mlops_sdk.training.job import arun_job
@@ -86,3 +88,54 @@ async def test_its_own_error_comes_out(monkeypatch):
     monkeypatch.setattr(jobs, "_run", fail)
     with pytest.raises(JobFailed, match="rank 1"):
         await arun_job(None, None, ())
+
+
+def node(name: str) -> Node:
+    return Node(id=name, name=name, index=0, address=name, host_public_key="")
+
+
+class Ssh:
+    """Stands for logins: the machines that are away do not answer."""
+
+    def __init__(self, *away: str) -> None:
+        self.away, self.tried = set(away), []
+
+    @asynccontextmanager
+    async def connected(self, hosts, *, timeout_s):
+        del timeout_s
+        self.tried.append(list(hosts))
+        if self.away & set(hosts):
+            raise NodeFailed(f"no login on {sorted(self.away & set(hosts))}")
+        yield hosts
+
+
+async def reach(monkeypatch, ssh: Ssh, mended: list[Node]) -> list[str]:
+    """The machines that a job goes on with which had `a` and `b`, where a repair gives these."""
+
+    def mend(_nodes):
+        yield 0.001
+        return mended
+
+    monkeypatch.setattr(jobs, "connected", ssh.connected)
+    site = SimpleNamespace(host=lambda found: found.name, ssh_timeout_s=1, mend=mend)
+    async with AsyncExitStack() as opened:
+        placement, connections = await jobs._reach(
+            opened, site, SimpleNamespace(processes_per_node=1), [node("a"), node("b")]
+        )
+        assert connections == [found.name for found in placement.nodes]
+        return connections
+
+
+async def test_machines_that_answer_are_not_looked_at(monkeypatch):
+    assert await reach(monkeypatch, Ssh(), [node("c")]) == ["a", "b"]
+
+
+async def test_a_machine_that_does_not_answer_is_replaced_before_the_attempt(monkeypatch):
+    assert await reach(monkeypatch, Ssh("b"), [node("a"), node("c")]) == ["a", "c"]
+
+
+async def test_one_that_cannot_be_replaced_ends_the_job_with_what_was_seen(monkeypatch):
+    ssh = Ssh("b")
+    with pytest.raises(NodeFailed, match="no login on"):
+        await reach(monkeypatch, ssh, [node("a"), node("b")])
+    assert ssh.tried == [["a", "b"]]
