@@ -66,7 +66,11 @@ class HeldLease(ABC):
             orders = self._book.read()
         except ServiceUnavailable:
             return grant
-        if orders == self._orders or self._provider is None:
+        if self._provider is None:
+            return grant
+        if orders == self._orders:
+            if orders.moved:  # a request of whoever moved it may land late, with an older deadline than was decided
+                self._provider.extend(grant)
             return grant
         if orders.kept is not None:  # it was left, by another process: a beat of this one must not end that early
             self._heartbeat.leave()

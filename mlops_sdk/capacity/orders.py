@@ -76,6 +76,11 @@ class Orders:
     notice: Notice | None = None
     kept: Kept | None = None
 
+    @property
+    def moved(self) -> bool:
+        """Whether its machines are to carry another end than what was asked for."""
+        return self.deadline is not None or self.notice is not None
+
     def deadline_of(self, request: LeaseRequest) -> datetime:
         """What the run may plan with: as asked for or extended."""
         return self.deadline or request.deadline

@@ -14,7 +14,7 @@ from mlops_sdk.cli.main import main
 from mlops_sdk.errors import BudgetExceeded, LeaseLost, MlopsError, ServiceUnavailable, SettingsError
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Run
-from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
 from mlops_sdk.testing.faults import Crash
 
 BEAT_S = 5.0
@@ -142,6 +142,17 @@ def test_the_budget_is_asked_for_the_time_that_is_added(cloud):
             run.extend(before + timedelta(seconds=45))
 
 
+def test_a_request_that_lands_late_does_not_bring_an_older_deadline_back(cloud):
+    run = start(cloud)
+    first = run.lease(request(cloud)).deadline
+    wanted = run.extend(later(cloud, 200))
+    for name in cloud.allocations:  # of an extension that was overtaken by another one
+        FakeBaremetal(cloud).set_times(name, renewed_until=later(cloud, 20), deadline=first)
+    live(cloud, run, 2 * BEAT_S)
+    assert deadlines(cloud) == {wanted}
+    run.release()
+
+
 def test_by_hand(cloud, monkeypatch):
     monkeypatch.setattr("mlops_sdk.cli.hold.Client", cloud.client)
     run = start(cloud)
@@ -248,6 +259,7 @@ def test_a_crash_of_who_follows_leaves_nothing_behind(k, when):
     assert again.prove().complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("k", range(1, calls_of_extend() + 1))
 def test_a_call_that_fails_is_repaired_by_asking_again(k, when):
@@ -271,6 +283,7 @@ def test_a_call_that_fails_is_repaired_by_asking_again(k, when):
     assert not run.history().generations[1].impossible
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("k", range(1, calls_of_following() + 1))
 def test_a_beat_that_fails_to_follow_follows_at_the_next(k, when):

@@ -309,6 +309,7 @@ def test_a_crash_while_leaving_keeps_nothing_longer_than_was_said(k, what, when)
     assert start(cloud).prove().complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("k", range(1, parking_calls() + 1))
 def test_what_cannot_be_held_is_given_back(k, when):
