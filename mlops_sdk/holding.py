@@ -187,9 +187,8 @@ class Holding(HeldLease):
 
     def power(self, number: int) -> Statement:
         """What the BMC of one piece's machine says."""
-        generation = self.state()
-        grant = self._everything(known(generation.request))
-        return fencing_of(self._open(grant)).power(_held(generation, grant.name(number)))
+        grant = self._everything(known(self._asked or self.state().request))
+        return fencing_of(self._open(grant)).power(Held(name=grant.name(number)))
 
     def begin(self, request: LeaseRequest) -> Steps[None]:
         """As `get`, without waiting for the machines."""
