@@ -44,6 +44,7 @@ class Generation:
         revoked: Those of them that are gone.
         pieces: Its machines, by the name under which each was leased.
         replacements: What was repaired, and what was begun of it.
+        preempted: Whether it was given notice for somebody else.
         reason: Why it ended, as whoever ended it said first; None while it lasts.
         impossible: What its journal tells that cannot be, in words; the state is the one before that.
     """
@@ -56,6 +57,7 @@ class Generation:
     revoked: set[str] = field(default_factory=set[str])
     pieces: dict[str, Piece] = field(default_factory=dict[str, Piece])
     replacements: list[Replacement] = field(default_factory=list[Replacement])
+    preempted: bool = False
     reason: EndReason | None = None
     impossible: list[str] = field(default_factory=list[str])
 
@@ -251,6 +253,7 @@ def _end(generation: Generation, entry: Entry) -> None:
     if generation.returned:
         evidence = [piece.evidence for piece in generation.pieces.values() if piece.evidence is not None]
         generation.reason = generation.reason or evidence[0].reason
+        generation.preempted = generation.preempted or generation.reason is EndReason.PREEMPTED
         _happen(generation, None if generation.over else LeaseEvent.TAKEN, entry)
         revoked = bool(generation.revoked) and generation.credentials <= generation.revoked
         _happen(generation, LeaseEvent.RETURNED if revoked else None, entry)
@@ -263,6 +266,7 @@ def _apply_decision(generation: Generation, entry: Entry) -> None:
         _extend(generation, entry)
     elif entry.action == "lease.notice" and EndReason(data["reason"]) is not EndReason.DEADLINE:
         generation.ends_at = from_iso(str(data["ends_at"]))
+        generation.preempted = True
     elif entry.action in KEEPING_ACTION.values() and entry.kind is EntryKind.OUTCOME:
         generation.ends_at = from_iso(str(data["until"]))
     elif entry.action == "lease" and generation.state is LeaseState.WARM:

@@ -88,8 +88,7 @@ class TrainOperator(MlopsOperator):
         with self.failures(hopeless=(LeaseLost,)):
             if "error" in event:
                 error = error_from_json(event["error"])
-                if END_RETRY[reason_of(error)] is Retry.QUEUE_AGAIN:
-                    self._lease_again(error)
+                self._lease_again(error)
                 raise error
         return dict(event)
 
@@ -105,22 +104,25 @@ class TrainOperator(MlopsOperator):
         trigger = TrainTrigger(**self.connections, run_name=self.run_name)
         return self.defer(trigger=trigger, method_name=self.trained.__name__, timeout=self.execution_timeout)
 
-    def _lease_again(self, preempted: MlopsError) -> None:
-        """Wait for as many machines as the run had, until the deadline that it had.
+    def _lease_again(self, error: MlopsError) -> None:
+        """If the run lost its machines to somebody else: wait for as many, until the deadline that it had.
 
         Raises:
-            TaskDeferred: always, unless there is no time left; then what was preempted fails.
+            TaskDeferred: it waits; else the error is why the task fails.
         """
         client = self.hook.client()
         run = client.find(self.run_name)
         latest = run.history().latest if run is not None else None
         if run is None or latest is None or latest.request is None:
             return
+        lost = isinstance(error, LeaseLost) and latest.preempted  # between two tasks, or before its job could stop
+        if END_RETRY[reason_of(error)] is not Retry.QUEUE_AGAIN and not lost:
+            return
         request = latest.request
         left_s = (request.deadline - client.services.now()).total_seconds()
         if left_s <= client.settings.lease.notice_s:
             return
-        self.log.info("%s; waiting for %s in the queue", preempted, request)
+        self.log.info("%s; waiting for %s in the queue", error, request)
         trigger = ProvisionTrigger(
             generation=latest.number + 1,
             asked_by="",

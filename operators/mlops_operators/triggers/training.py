@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import stamina
@@ -11,7 +13,7 @@ from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.capacity.lifecycle import reason_of
 from mlops_sdk.client import Client
-from mlops_sdk.errors import JobFailed, LeaseEnding, LeaseLost, ServiceUnavailable
+from mlops_sdk.errors import JobFailed, LeaseEnding, LeaseLost, MlopsError, ServiceUnavailable
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.training.events import AttemptEnded, AttemptStarted, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import arun_job
@@ -58,14 +60,24 @@ class TrainTrigger(MlopsTrigger):
         except (
             LeaseEnding
         ) as ending:  # what was learned is in a checkpoint: give back at once, somebody may wait for it
-            await self.drive(run.releasing(reason_of(ending)), client)
+            with self._noting("giving back"):
+                await self.drive(run.releasing(reason_of(ending)), client)
             raise
         except JobFailed:
             if lease.request.hold_on_failure_s > 0:
-                until = await self.blocking(run.hold)
-                self.log.info("its machines stay until %s: mlops lease login %s", to_iso(until), run.key)
+                with self._noting("keeping the machines for a person"):
+                    until = await self.blocking(run.hold)
+                    self.log.info("its machines stay until %s: mlops lease login %s", to_iso(until), run.key)
             raise
         return await self.blocking(remember, run, lease, wanted, done)
+
+    @contextmanager
+    def _noting(self, what: str) -> Generator[None]:
+        """What goes wrong within does not hide why we are here; the task's next step, or the reaper, does it again."""
+        try:
+            yield
+        except MlopsError as error:
+            self.log.warning("%s failed: %s", what, error)
 
     async def _adopt(self, client: Client, run: Run) -> Lease:
         """The machines that are leased; a service that is away for a moment does not cost them."""

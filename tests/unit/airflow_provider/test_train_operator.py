@@ -18,6 +18,9 @@ from mlops_operators.training import TrainOperator
 from mlops_operators.triggers import training as triggers
 from mlops_operators.triggers.keeping import Caretaker, Progress, progress_of
 from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.lifecycle import EndReason
+from mlops_sdk.capacity.order_book import OrderBook
+from mlops_sdk.capacity.orders import Notice, noticed
 from mlops_sdk.errors import (
     AccessDenied,
     JobFailed,
@@ -30,7 +33,7 @@ from mlops_sdk.errors import (
 from mlops_sdk.registry.lineage import GitState
 from mlops_sdk.run import Run
 from mlops_sdk.source import SourceRef
-from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
 from mlops_sdk.training.events import AttemptEnded, StepDone
 from mlops_sdk.training.job import JobResult
 from mlops_sdk.training.launch import Cause
@@ -233,6 +236,25 @@ def test_a_lease_that_ends_for_somebody_else_waits_in_the_queue_and_goes_on(leas
     assert reasons(run, 1) == {"preempted"}
     assert run.history().generations[2].request.deadline <= run.history().generations[1].request.deadline
     assert len(job.calls) == 2
+    cloud.client().attach(leased.key).release()
+
+
+def test_machines_that_were_lost_to_somebody_else_before_the_job_could_stop_are_waited_for_too(leased, job, cloud):
+    task = train()
+    deferred = task.defer()
+    leased.close()
+    book = OrderBook(cloud.services().store, leased.key, 1)
+    notice = Notice(ends_at=later(cloud, 1), reason=EndReason.PREEMPTED, by="aaaaaaaaaaaa")
+    book.change(lambda orders: noticed(orders, notice))
+    for name in list(cloud.allocations):
+        FakeBaremetal(cloud).set_times(name, renewed_until=later(cloud, 20), deadline=notice.ends_at)
+    cloud.clock.sleep(5)
+    cloud.reaper().reap_once()
+    assert reasons(leased, 1) == {"preempted"}
+    event = asyncio.run(event_of(stored(deferred)))
+    with pytest.raises(TaskDeferred) as again:
+        task.resume(deferred, event)
+    assert task.finish(again.value)["bits_per_byte"] == 2.5
     cloud.client().attach(leased.key).release()
 
 
