@@ -84,9 +84,17 @@ def quote(as_json: bool, **wanted: Any) -> None:
 @click.command("acquire", context_settings={"ignore_unknown_options": True})
 @_wanted
 @click.option("--name", default=None, help="of the run; the same name adopts what it holds already")
+@click.option(
+    "--keep-warm",
+    "keep_warm_s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="seconds for which the machines stay for the next acquire by the same name",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the machines as JSON")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def acquire(name: str | None, as_json: bool, command: tuple[str, ...], **wanted: Any) -> NoReturn:
+def acquire(name: str | None, keep_warm_s: float, as_json: bool, command: tuple[str, ...], **wanted: Any) -> NoReturn:
     """Lease machines, run COMMAND while they are held, and give them back; without COMMAND, until Ctrl-C.
 
     COMMAND finds their addresses in MLOPS_NODES, separated by commas, and logs in with
@@ -100,10 +108,16 @@ def acquire(name: str | None, as_json: bool, command: tuple[str, ...], **wanted:
         click.echo(_shown(run, lease, as_json=as_json))
         with _login(run, lease.nodes) as environment:
             status = _run(command, environment, run) if command else _hold(run)
-        if status and lease.request.hold_on_failure_s and run.ending() is None:
-            until = run.hold()
-            click.echo(f"the machines stay until {until:%Y-%m-%d %H:%M:%S} UTC: mlops lease login {run.key}", err=True)
+        _keep(run, lease.request.hold_on_failure_s if status else 0.0, keep_warm_s if not status else 0.0)
     sys.exit(status)
+
+
+def _keep(run: Run, hold_s: float, keep_warm_s: float) -> None:
+    """Leave the machines to a person or to the next acquire, if that was asked for and nobody else needs them."""
+    if run.ending() is not None or not (hold_s or keep_warm_s):
+        return
+    until = run.hold(hold_s) if hold_s else run.park(keep_warm_s)
+    click.echo(f"the machines stay until {until:%Y-%m-%d %H:%M:%S} UTC: mlops lease login {run.key}", err=True)
 
 
 @click.command("login", context_settings={"ignore_unknown_options": True})

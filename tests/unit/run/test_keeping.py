@@ -157,6 +157,16 @@ def test_a_command_that_fails_leaves_its_machines(cloud):
     assert mlops("release", start(cloud).key).exit_code == 0
 
 
+def test_the_next_command_gets_the_machines_that_were_kept_warm(cloud):
+    wanted = ["--class", "gpu.h200.8x", "--name", "nightly"]
+    assert mlops("acquire", *wanted, "--keep-warm", "300", "--", "true").exit_code == 0
+    assert state(cloud) == "warm"
+    deploys = cloud.faults.calls.count("deploy")
+    assert mlops("acquire", *wanted, "--", "true").exit_code == 0
+    assert cloud.faults.calls.count("deploy") == deploys
+    assert held(cloud) == 0
+
+
 def test_without_a_failure_nothing_stays(cloud):
     with start(cloud) as run:
         run.lease(request(cloud, hold_on_failure_s=300))
