@@ -1,6 +1,6 @@
 """Ten thousand waits in the real triggerer on PostgreSQL: our shared poller against one poll a node.
 
-*ours*: `MachinesTrigger`, the wait of `WaitForMachinesOperator`; `ProvisionTrigger` waits by the same poller.
+*shared*: `MachinesTrigger`, the wait of `WaitForMachinesOperator`; `ProvisionTrigger` waits by the same poller.
 
 *per node*: the same trigger and the same client, but each asks for its own machine once a period. It runs at a size
 that one process can bear; its calls are extrapolated to ours in proportion: one call a node and period.
@@ -10,7 +10,9 @@ Airflow's models: one DAG run with as many mapped instances of one deferred task
 process that speaks HTTP like Keystone and Ironic and lets machines become ready at times that a script says.
 
 - *event delay*: from that time until Airflow has told the task to go on, by its own column `scheduled_dttm`,
+- *seen*: from that time until the trigger knew: what a poll is responsible for; the rest is the triggerer's,
 - *loop lag*: how late a sleep of 10 ms ends in the event loop that runs all triggers,
+  while machines change; apart from that while the triggerer starts them all,
 - *calls*: lists and reads that the cloud has answered while machines changed, per second; logins and renewals apart,
 - *memory*: the sum of PSS over the triggerer's processes, while all wait.
 """
@@ -21,6 +23,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -77,7 +80,9 @@ class Measured:
     size: Size
     started_s: float
     delays_s: list[float]
+    seen_s: list[float]
     lags_ms: list[float]
+    start_lags_ms: list[float]
     calls_per_s: float
     memory_mib: float
 
@@ -85,14 +90,17 @@ class Measured:
         """Of the table."""
         return (
             f"{self.kind:<10} {self.size.waits:>6} {self.started_s:>9.0f} {percentile(self.delays_s, 50):>9.2f}"
-            f" {percentile(self.delays_s, 99):>8.2f} {percentile(self.lags_ms, 50):>8.1f}"
+            f" {percentile(self.delays_s, 99):>8.2f} {percentile(self.seen_s, 50):>8.2f}"
+            f" {percentile(self.seen_s, 99):>8.2f} {percentile(self.lags_ms, 50):>8.1f}"
             f" {percentile(self.lags_ms, 99):>8.1f} {self.calls_per_s:>9.2f} {self.memory_mib:>11.0f}"
         )
 
 
-_HEAD: Final = (
-    f"{'trigger':<10} {'waits':>6} {'all up s':>9} {'delay p50':>9} {'p99 s':>8} {'lag p50':>8} {'p99 ms':>8}"
-    f" {'calls/s':>9} {'memory MiB':>11}"
+_HEAD: Final = " ".join(
+    (
+        f"{'trigger':<10} {'waits':>6} {'all up s':>9} {'delay p50':>9} {'p99 s':>8} {'seen p50':>8} {'p99 s':>8}",
+        f"{'lag p50':>8} {'p99 ms':>8} {'calls/s':>9} {'memory MiB':>11}",
+    )
 )
 
 
@@ -126,15 +134,21 @@ def run(options: Options) -> Report:
 def report_of(ours: Measured, peer: Measured) -> Report:
     """The figures; the peer's calls in proportion to its size."""
     per_node = peer.calls_per_s / peer.size.waits * ours.size.waits
-    figures = {
+    figures: dict[str, float] = {
         "waits": float(ours.size.waits),
         "event_delay_p99_s": round(percentile(ours.delays_s, 99), 2),
         "event_delay_p50_s": round(percentile(ours.delays_s, 50), 2),
         "loop_lag_p99_ms": round(percentile(ours.lags_ms, 99), 1),
         "calls_over_per_node": round(ours.calls_per_s / per_node, 5),
         "memory_mib": round(ours.memory_mib),
+        "seen_p99_s": round(percentile(ours.seen_s, 99), 2),
+        "seen_p50_s": round(percentile(ours.seen_s, 50), 2),
+        "all_wait_after_s": round(ours.started_s),
+        "start_loop_lag_p99_ms": round(percentile(ours.start_lags_ms, 99)),
         "events": float(len(ours.delays_s)),
         "peer_waits": float(peer.size.waits),
+        "peer_seen_p50_s": round(percentile(peer.seen_s, 50), 2),
+        "peer_seen_p99_s": round(percentile(peer.seen_s, 99), 2),
         "peer_event_delay_p99_s": round(percentile(peer.delays_s, 99), 2),
         "peer_loop_lag_p99_ms": round(percentile(peer.lags_ms, 99), 1),
     }
@@ -164,7 +178,7 @@ def _measure(folder: Path, server: Postgres, kind: str, size: Size, seed: int) -
         with _triggerer(folder, environment) as triggerer, Sampler(pid=triggerer.pid) as memory:
             began = time.monotonic()
             _until(lambda: _all_wait(kind, size, figures, port), _START_WITHIN_S, triggerer, "all triggers to wait")
-            started_s = time.monotonic() - began
+            started_s, ready = time.monotonic() - began, time.time()
             print(f"{kind}: all wait after {started_s:.0f} s", flush=True)
             time.sleep(_SETTLE_S)
             samples = len(memory.samples_mib)
@@ -181,8 +195,10 @@ def _measure(folder: Path, server: Postgres, kind: str, size: Size, seed: int) -
         kind=kind,
         size=size,
         started_s=started_s,
-        delays_s=[arrived[index] - at for index, at in due.items()],
+        delays_s=[arrived[index][0] - at for index, at in due.items()],
+        seen_s=[arrived[index][1] - at for index, at in due.items()],
         lags_ms=[lag for line in _lines(figures) if first <= line["at"] <= last for lag in line["lags_ms"]],
+        start_lags_ms=[lag for line in _lines(figures) if line["at"] <= ready for lag in line["lags_ms"]],
         calls_per_s=(asked - calls) / (last - first),
         memory_mib=memory_mib,
     )
@@ -204,13 +220,21 @@ def _all_wait(kind: str, size: Size, figures: Path, port: int) -> bool:
     return _calls(port).get("get allocations", 0) >= size.waits
 
 
-def _went_on(server: Postgres, database: str) -> dict[int, float]:
-    """When the tasks that wait no more were told to go on, by their index."""
+def _went_on(server: Postgres, database: str) -> dict[int, tuple[float, float]]:
+    """When the tasks that wait no more were told to go on, and when their trigger knew, by their index."""
     sql = (
-        "select map_index, extract(epoch from scheduled_dttm) from task_instance"
+        "select map_index, extract(epoch from scheduled_dttm), next_kwargs::text from task_instance"
         " where state = 'scheduled' and next_method = 'ready'"
     )
-    return {index: float(moment) for index, moment in server.query(database, sql)}
+    return {index: (float(moment), _at(text)) for index, moment, text in server.query(database, sql)}
+
+
+def _at(next_kwargs: str) -> float:
+    """The time in a stored event, however Airflow has wrapped it."""
+    found = re.search(r'"at"\D*([0-9]+\.[0-9]+)', next_kwargs)
+    if found is None:
+        raise SystemExit(f"an event without a time: {next_kwargs[:500]}")
+    return float(found[1])
 
 
 @contextmanager

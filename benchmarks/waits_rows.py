@@ -26,9 +26,8 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import select
 
-from benchmarks.waits_triggers import LagTrigger, PerNodeTrigger
+from benchmarks.waits_triggers import LagTrigger, PerNodeTrigger, SharedTrigger
 from mlops_operators.capacity import WaitForMachinesOperator
-from mlops_operators.triggers.machines import MachinesTrigger
 
 _BUNDLE: Final = "benchmark"
 _CONNECTIONS: Final = {
@@ -36,7 +35,7 @@ _CONNECTIONS: Final = {
     "s3_conn_id": "mlops_s3",
     "mlflow_conn_id": "mlops_mlflow",
 }
-_KINDS: Final = {"shared": MachinesTrigger, "per node": PerNodeTrigger}
+_KINDS: Final = {"shared": SharedTrigger, "per node": PerNodeTrigger}
 _CHUNK: Final = 1000
 
 

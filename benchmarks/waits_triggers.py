@@ -16,6 +16,14 @@ _PROBE_S = 0.01
 _WRITE_S = 1.0
 
 
+class SharedTrigger(MachinesTrigger):
+    """Ours, which notes when it knew."""
+
+    async def work(self) -> dict[str, Any]:
+        """As `MachinesTrigger.work`, and ``{"at": seconds since 1970}``."""
+        return {**await super().work(), "at": time.time()}
+
+
 class PerNodeTrigger(MachinesTrigger):
     """The peer: each asks for its own machine, once a period, in a thread; otherwise as ours."""
 
@@ -29,7 +37,8 @@ class PerNodeTrigger(MachinesTrigger):
         while True:
             machine = await self.blocking(baremetal.get_machine, allocation.node_id)
             if machine.provision_state == "active":
-                return {"run": run_key(run_id), "generation": self.generation, "nodes": [machine.name]}
+                shown = {"run": run_key(run_id), "generation": self.generation, "nodes": [machine.name]}
+                return {**shown, "at": time.time()}
             due += period_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 

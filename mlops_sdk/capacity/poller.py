@@ -23,8 +23,8 @@ from mlops_sdk.steps import pauses
 _LOG = logging.getLogger(__name__)
 # Of a period: how soon who joins others has its first answer; alone, at once. Small machines are ready within a second.
 _FIRST_SHARE = 1 / 8
-# A look that takes long is not repeated at once: so many times as long, or a period.
-_REST_PER_LOOK = 2.0
+# A look that takes long is not repeated at once: after so many times as long, or a period.
+_REST_PER_LOOK = 1.0
 # Woken in one turn of the event loop. All at once would keep it from everybody else.
 _AT_ONCE = 50
 
@@ -161,7 +161,7 @@ class Poller:
                 self._away_since = None
             ended = self._clock.monotonic()
             self._not_before = ended + min(_REST_PER_LOOK * (ended - began), self._period_s)
-            self._due = max(ended + next(self._pauses), self._not_before)
+            self._due = max(began + next(self._pauses), self._not_before)
             await self._answer([(waiter, self.latest) for waiter in called])
             await self._answer([(waiter, None) for waiter, until in tuple(self._until.items()) if ended >= until])
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, cast
 
+from mlops_sdk.capacity.lease import MARKER, from_iso
 from mlops_sdk.capacity.providers.ironic_states import Step, acquire_step
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.capacity.watching import Phase, Sight
 
 _GOING = frozenset({"deleting", "cleaning", "clean wait"})
+_MOMENTS: Final = 1 << 16
 _PHASES: Mapping[Step, Phase] = {Step.WAIT: Phase.COMING, Step.ADOPT: Phase.READY}
 
 
@@ -22,13 +27,21 @@ def sights_of(allocations: Iterable[Allocation], machines: Iterable[Machine]) ->
         <Phase.COMING: 'coming'>
     """
     by_id = {machine.id: machine for machine in machines}
-    found = {machine.id: _machine(machine) for machine in by_id.values()}
-    found.update((a.name, _piece(a, by_id.get(a.node_id))) for a in allocations)
+    found: dict[str, Sight] = {}
+    for allocation in allocations:
+        machine = by_id.get(allocation.node_id)
+        found[allocation.name] = sight = _piece(allocation, machine)
+        if machine is not None:
+            found[machine.id] = sight
+    for machine in by_id.values():
+        if machine.id not in found:
+            found[machine.id] = _machine(machine)
     return found
 
 
 def _piece(allocation: Allocation, machine: Machine | None) -> Sight:
-    marker = allocation.marker
+    marker = allocation.extra.get(MARKER)
+    times: Mapping[str, Any] = cast("Mapping[str, Any]", marker) if isinstance(marker, Mapping) else {}
     state = machine.provision_state if machine is not None else allocation.state
     error = allocation.last_error or (machine.last_error if machine is not None else "")
     return Sight(
@@ -36,9 +49,18 @@ def _piece(allocation: Allocation, machine: Machine | None) -> Sight:
         words=f"{state}: {error}" if error else state,
         node_id=allocation.node_id,
         node_name=machine.name if machine is not None else "",
-        deadline=marker.deadline if marker is not None else None,
-        renewed_until=marker.renewed_until if marker is not None else None,
+        deadline=_moment(str(times.get("deadline"))),
+        renewed_until=_moment(str(times.get("renewed_until"))),
     )
+
+
+@lru_cache(maxsize=_MOMENTS)
+def _moment(text: str) -> datetime | None:
+    """A time; most are the same in the next list."""
+    try:
+        return from_iso(text)
+    except ValueError:
+        return None
 
 
 def _machine(machine: Machine) -> Sight:

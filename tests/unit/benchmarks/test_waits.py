@@ -73,7 +73,9 @@ def test_the_peer_is_counted_in_proportion_and_renewals_are_not_looks(cloud):
             size=Size(waits=waits, per_second=1, seconds=100),
             started_s=1.0,
             delays_s=[number / 100 for number in range(1, 101)],
+            seen_s=[0.5] * 100,
             lags_ms=[1.0] * 99 + [9.0],
+            start_lags_ms=[100.0],
             calls_per_s=calls_per_s,
             memory_mib=100.0,
         )
