@@ -7,12 +7,12 @@ own login before it acts, so an old or a wrong snapshot costs a look and never a
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
-from mlops_sdk.steps import Steps, T
+T = TypeVar("T")
 
 
 class Phase(enum.Enum):
@@ -200,13 +200,13 @@ class Watched(float):
 
 
 def watched(
-    steps: Steps[T],
+    steps: Generator[float, None, T],
     *,
     provider: str,
     keys: Callable[[], Iterable[str]],
     at_most_s: float,
     quiet: Collection[Phase] = ON_THE_WAY,
-) -> Steps[T]:
+) -> Generator[float, None, T]:
     """The same work, each of whose pauses is `Watched`, with what `keys` says then. One that is already stays."""
     try:
         pause = next(steps)
