@@ -27,7 +27,7 @@ class Piece:
     node_name: str = ""
     since: datetime | None = None
     deployed: bool = False
-    failed: bool = False
+    failed: str = ""
     evidence: NodeEvidence | None = None
 
 
@@ -302,7 +302,7 @@ def _apply_piece(piece: Piece, entry: Entry) -> None:
     if entry.action == "machine.deploy":
         piece.deployed = True
     if entry.action == "machine.failed":
-        piece.failed = True
+        piece.failed = str(data.get("seen") or "failed")
     if entry.action == "allocation.delete" and data.get("provision_state") == "available":
         piece.deployed = False
     if entry.kind is EntryKind.EVIDENCE:

@@ -12,6 +12,7 @@ from typing import Any
 from mlops_sdk.boundaries import Boundaries
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.health import MachineHealth
 from mlops_sdk.capacity.lease import LeaseRequest, to_iso
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState
 from mlops_sdk.capacity.line import Line
@@ -132,6 +133,8 @@ class Holding(HeldLease):
         spares = yield from self._begin_spares(provider, grant, deployed)
         nodes = yield from provider.acquire(grant, deployed=deployed)
         ready = yield from self._get_spares(provider, grant, deployed, spares)
+        with suppress(RemoteError):  # an old count does no harm
+            self._health(grant).came_up({node.id for node in (*nodes, *ready)})
         self._line(grant).leave(grant)
         self._heartbeat.all_there()
         return (*nodes, *ready)
@@ -266,6 +269,21 @@ class Holding(HeldLease):
             note=partial(self._note_evidence, self.state(), grant),
         )
 
+    def _health(self, grant: Grant) -> MachineHealth:
+        return MachineHealth(self._services.store, grant.request.provider)
+
+    def _take_out_what_failed(self, generation: Generation, grant: Grant) -> None:
+        """Machines of this generation that did not come up, if that was not the first time. Never fails a release."""
+        limit = self._settings.lease.failures_in_a_row
+        for piece in [piece for piece in generation.pieces.values() if piece.failed and piece.node_id]:
+            with suppress(RemoteError):
+                count = self._health(grant).failed(
+                    piece.node_id, piece.name, seen=piece.failed, at=self._services.now()
+                )
+                operator = self._open(grant)
+                if count >= limit and isinstance(operator, Fencing):
+                    operator.take_out(piece.node_id, f"did not come up {count} times in a row: {piece.failed}")
+
     def _failed(self, generation: Generation) -> frozenset[str]:
         """Machines that failed this run before, in this generation too."""
         lost = {replacement.lost for replacement in generation.replacements}
@@ -333,6 +351,7 @@ class Holding(HeldLease):
         self._drop_stale_claims({item.resource for item in evidence if item.clean})
         for name in self._services.broker.names_of(resource_name(self._run_id, self.number, "cred")):
             self._revoke(name)
+        self._take_out_what_failed(generation, grant)
         self._book.forget()
         self.credential = None
         self._provider = None

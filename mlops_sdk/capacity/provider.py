@@ -228,6 +228,10 @@ class Fencing(Protocol):
         """What the machine's BMC says of it."""
         ...
 
+    def take_out(self, node_id: str, words: str) -> bool:
+        """Let nobody get this machine until a person has looked; False when somebody has it, or it is out already."""
+        ...
+
     def cut_off(self, held: Held, *, entitled: Entitled) -> Steps[None]:
         """Switch the machine off and wait until its BMC confirms that: from here on nothing runs on it. Idempotent.
 

@@ -16,12 +16,13 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
 from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
 from mlops_sdk.capacity.providers.ironic_acquire import Acquisition
-from mlops_sdk.capacity.providers.ironic_api import BaremetalApi
+from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_reclean import REASON_LENGTH
 from mlops_sdk.capacity.providers.ironic_release import Release
 from mlops_sdk.capacity.providers.ironic_sights import sights_of
-from mlops_sdk.capacity.providers.ironic_states import is_unfinished, judge_outcome, why_not_by_hand
+from mlops_sdk.capacity.providers.ironic_states import OURS, is_unfinished, judge_outcome, why_not_by_hand
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, is_in_use, supply_of, words_of
 from mlops_sdk.capacity.watching import Phase, Sight, watched
 from mlops_sdk.errors import MlopsError
@@ -170,6 +171,17 @@ class IronicLeases(Provider):
         if evidence.clean:
             return f"clean, back in the pool ({', '.join(evidence.steps)})"
         return f"{evidence.outcome.value}, out of the pool: {evidence.last_error}"
+
+    def take_out(self, node_id: str, words: str) -> bool:
+        """See `Fencing.take_out`."""
+        machine = self._api.get_machine(node_id)
+        if machine is None or machine.allocation_id or machine.maintenance:
+            return False
+        try:
+            self._api.put_out(node_id, f"{OURS}{words}"[:REASON_LENGTH])
+        except NotYet:
+            return False
+        return True
 
     def power(self, held: Held) -> Statement:
         """See `Fencing.power`."""

@@ -189,6 +189,10 @@ class Acquisition:
                 return tuple(ready[index] for index in self._grant.indices)
             if self._clock.monotonic() >= end:
                 limit_s = self._settings.deploy_timeout_s
+                for index in set(self._grant.indices) - set(ready):
+                    allocation = self._api.get_allocation(self._grant.name(index))
+                    machine = self._api.get_machine(allocation.node_id) if allocation and allocation.node_id else None
+                    self._note_failed(index, machine, watch.seen[index])
                 raise NodeFailed(
                     f"not every machine of {self._grant.request} was active within {limit_s:g} s",
                     seen="; ".join(watch.seen[i] for i in self._grant.indices if i not in ready),
@@ -210,9 +214,7 @@ class Acquisition:
         step = acquire_step(allocation, machine)
         seen = watch.note(index, allocation, machine)
         if allocation is None or machine is None or step in {Step.NEXT_GENERATION, Step.CREATE, Step.ASK_AGAIN}:
-            if machine is not None:
-                with self._boundary("machine.failed", self._grant.name(index), node_id=machine.id, seen=seen):
-                    pass  # the next generation of this run takes another machine, if there is one
+            self._note_failed(index, machine, seen)
             raise NodeFailed(
                 f"machine {index} of {self._grant.request} failed",
                 seen=seen,
@@ -229,6 +231,12 @@ class Acquisition:
                 next_step="see Ironic's documentation of its states, and the machine's history",
             )
         return None
+
+    def _note_failed(self, index: int, machine: Machine | None, seen: str) -> None:
+        """The next generation of this run takes another machine, if there is one; and it is counted."""
+        if machine is not None:
+            with self._boundary("machine.failed", self._grant.name(index), node_id=machine.id, seen=seen):
+                pass
 
     def _start_deploy(self, index: int, allocation: Allocation, machine: Machine, watch: _Watch) -> None:
         marker = self._marker(index)

@@ -15,7 +15,7 @@ from mlops_sdk.capacity.lease import from_iso, to_iso
 from mlops_sdk.capacity.providers.ironic_states import OURS
 from mlops_sdk.capacity.providers.ironic_view import Machine
 
-_REASON_LENGTH = 255
+REASON_LENGTH = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,4 +63,4 @@ def reason_to_put_out(machine: Machine, resource: str, made: int) -> str:
     times = f", and {made} times again" if made else ""
     last = f": {machine.last_error}" if machine.last_error else ""
     text = f"{OURS}{machine.provision_state!r} after {resource}{times}{last}"
-    return text[:_REASON_LENGTH]
+    return text[:REASON_LENGTH]

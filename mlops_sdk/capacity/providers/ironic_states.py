@@ -158,6 +158,8 @@ def _left_step(machine: Machine, *, recleaning: bool, overdue: bool) -> ReleaseS
         return ReleaseStep.UNKNOWN
     if row.left is ReleaseStep.WAIT and overdue:
         return ReleaseStep.ABORT if row.sticky else ReleaseStep.NOT_CLEAN
+    if recleaning and is_out(machine) and row.left is ReleaseStep.DONE:
+        return ReleaseStep.RECLEAN  # it did not come up too often; a person wants it back
     if machine.retired and row.left is ReleaseStep.PROVIDE:
         return ReleaseStep.DONE  # Ironic leaves a machine that was retired meanwhile here, when it is clean
     return _cleaning_step(row.left, machine, recleaning=recleaning, overdue=overdue)
@@ -199,7 +201,7 @@ def why_not_by_hand(machine: Machine) -> str | None:
         return "it is in use"
     if machine.maintenance and not is_out(machine) and FAULTS.get(machine.fault) is not ReleaseStep.RECLEAN:
         return f"somebody put it into maintenance: {machine.maintenance_reason or 'no reason given'}"
-    if machine.provision_state not in {"clean failed", "error", "manageable"}:
+    if machine.provision_state not in {"clean failed", "error", "manageable"} and not is_out(machine):
         return "it needs no cleaning"
     return None
 

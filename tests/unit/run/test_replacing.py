@@ -9,7 +9,8 @@ import pytest
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.members import Replacement
-from mlops_sdk.errors import LeaseLost, NoCapacity, NotFenced
+from mlops_sdk.capacity.providers.ironic import IronicLeases
+from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed, NotFenced
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.steps import drive
 from mlops_sdk.testing.cloud import FakeCloud, FakeMachine
@@ -185,6 +186,36 @@ def test_a_machine_that_failed_to_deploy_is_not_taken_again_while_there_are_othe
             run.next_generation()
             lease = run.lease(request(cloud, nodes=2))
             assert bad.shown.id not in {node.id for node in lease.nodes}
+
+
+@pytest.mark.parametrize(("how", "state"), [("deploy", "deploy failed"), ("hang", "wait call-back")])
+def test_a_machine_that_never_comes_up_leaves_the_pool_and_a_person_brings_it_back(cloud, how, state):
+    bad = next(iter(cloud.machines.values()))
+    bad.fails.add(how)
+    for number in range(1, 4):
+        assert not bad.shown.maintenance
+        with cloud.client().start_run(name=f"run {number}") as run, pytest.raises(NodeFailed):
+            run.lease(request(cloud, nodes=1, machines=(bad.shown.name,)))
+    assert bad.shown.maintenance_reason.startswith(f"mlops: did not come up 3 times in a row: gpu-01: {state!r}")
+    assert bad.shown.provision_state == "available"
+    assert nothing_is_left(cloud)
+    bad.fails.clear()
+    provider = cloud.services().provider("ironic", by="person")
+    assert isinstance(provider, IronicLeases)
+    assert "back in the pool" in provider.clean(bad.shown.name)
+    assert not bad.shown.maintenance
+    with cloud.client().start_run(name="again") as run:
+        run.lease(request(cloud, nodes=1, machines=(bad.shown.name,)))
+    assert not [key for key in cloud.s3.objects if key.startswith("health/")]  # it came up: nothing is counted
+
+
+def test_a_machine_that_comes_up_in_between_is_counted_anew(cloud):
+    bad = next(iter(cloud.machines.values()))
+    for works in (False, False, True, False, False):
+        bad.fails = set() if works else {"deploy"}
+        with suppress(NodeFailed), cloud.client().start_run(name=f"{cloud.clock.now()}") as run:
+            run.lease(request(cloud, nodes=1, machines=(bad.shown.name,)))
+    assert not bad.shown.maintenance
 
 
 def live(cloud: FakeCloud, run: Run, marks: list[int] | None = None) -> None:
