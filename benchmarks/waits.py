@@ -289,7 +289,7 @@ def _airflow_environment(folder: Path, database_url: str) -> dict[str, str]:
         "CORE__FERNET_KEY": "",
         "CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "TRIGGERER__CAPACITY": "20000",
-        "TRIGGERER__MAX_TRIGGER_TO_SELECT_PER_LOOP": "500",
+        "TRIGGERER__MAX_TRIGGER_TO_SELECT_PER_LOOP": "100",
         "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "120",
         "LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
     }

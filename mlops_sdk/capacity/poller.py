@@ -136,6 +136,7 @@ class Poller:
         if self._task is None:
             self._due = max(now, self._not_before)
             self._task = asyncio.get_running_loop().create_task(self._work(), name="mlops-poller")
+            self._task.add_done_callback(self._ended)
         elif soon < self._due:
             self._due = soon
             self._hurry.set()
@@ -147,6 +148,17 @@ class Poller:
         if not self._waiters and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits for a poller that is no more."""
+        if task is self._task:
+            self._task = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _LOG.error("a poller ended; %d who wait are told", len(self._answers), exc_info=error)
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(error)
 
     async def _work(self) -> None:
         while self._waiters:
@@ -170,7 +182,9 @@ class Poller:
             self._hurry.clear()
             waits = [asyncio.ensure_future(self._clock.asleep(left)), asyncio.ensure_future(self._hurry.wait())]
             try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in done:
+                    wait.result()
             finally:
                 for wait in waits:
                     wait.cancel()

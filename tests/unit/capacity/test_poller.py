@@ -224,6 +224,17 @@ async def test_a_refused_login_or_a_defect_is_no_outage_and_is_told_at_once(clou
     assert clock.monotonic() < 2 * PERIOD
 
 
+async def test_nobody_waits_for_a_poller_that_broke(cloud, clock, monkeypatch):
+    async def broken(_seconds: float) -> None:
+        raise RuntimeError("the clock is broken")
+
+    poller = Poller(cloud.look, period_s=PERIOD, clock=clock)
+    monkeypatch.setattr(clock, "asleep", broken)
+    with pytest.raises(RuntimeError, match="the clock is broken"):
+        await waits(poller, "a")
+    assert not poller.works
+
+
 async def test_what_follows_a_look_and_fails_costs_nobody_the_answer(cloud, clock, caplog):
     def fail(snapshot: Snapshot) -> None:
         raise RuntimeError("renewing failed")
