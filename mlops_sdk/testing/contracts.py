@@ -98,10 +98,10 @@ def _check_cleaning_again(
         return found
 
     _refused(lambda: api.provide(machine.id), "only a machine in hand is cleaned")
-    api.manage(machine.id)
-    _wait(lambda: shown().provision_state == "manageable", sleep, "in hand")
     api.put_out(machine.id, "mlops: contract")
     _expect((shown().maintenance, shown().maintenance_reason) == (True, "mlops: contract"), "out, with the reason")
+    api.manage(machine.id)
+    _wait(lambda: shown().provision_state == "manageable", sleep, "in hand")
     began = api.now()
     api.provide(machine.id)
     _wait(lambda: shown().provision_state == "available", sleep, "cleaned")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -72,6 +73,28 @@ def test_a_failed_cleaning_is_tried_again_by_the_reaper_and_proven_by_its_steps(
     assert piece.evidence.released_by == "reaper"
     assert piece.evidence.recleans >= 1
     assert piece.evidence.steps == ("deploy.erase_scratch",)
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_come_up_three_times_leaves_the_pool_and_a_person_brings_it_back(
+    client: Client, fault: Any, stack: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLOPS_CONFIG", str(stack.state_dir / "client.toml"))
+    api = client.services.baremetal
+    machine = next(m for m in api.list_machines() if m.resource_class == CLASS)
+    fault(deploy="fail")
+    for _ in range(3):
+        with client.start_run() as run, pytest.raises(NodeFailed):
+            run.lease(replace(request(), machines=(machine.name,)))
+    shown = api.get_machine(machine.id)
+    assert shown is not None
+    assert shown.maintenance_reason.startswith(f"mlops: did not come up 3 times in a row: {machine.name}: 'deploy fai")
+    fault()
+    result = CliRunner().invoke(main, ["lease", "clean", machine.name])
+    assert result.output == f"{machine.name}: clean, back in the pool (deploy.erase_scratch)\n"
+    with client.start_run() as run:
+        run.lease(replace(request(), machines=(machine.name,)))
+    assert list(client.store.list("health/")) == []
 
 
 @pytest.mark.slow  # the pauses between the tries are what takes time
