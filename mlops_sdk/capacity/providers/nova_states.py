@@ -163,4 +163,6 @@ def refusal_of(status: int, words: str) -> Refusal:
         return Refusal.FULL
     if status in _TOO_MANY or status == 409:  # noqa: PLR2004 - HTTP: conflict
         return Refusal.AGAIN
+    if plain.startswith(("port ", "volume ")) and "could not be found" in plain:
+        return Refusal.AGAIN  # taken away between our look and Nova's: the next look makes another
     return Refusal.WRONG

@@ -151,6 +151,7 @@ def test_a_want_of_room_is_told_from_a_machine_that_failed():
         ),
         (413, "This request was rate-limited.", Refusal.AGAIN),
         (429, "Too Many Requests", Refusal.AGAIN),
+        (400, "Port id 9b3f8d8b could not be found.", Refusal.AGAIN),
         (400, "Flavor's disk is too small for requested image.", Refusal.WRONG),
     ],
 )
