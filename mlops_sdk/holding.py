@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,13 +25,13 @@ from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Fencing, Grant, Provider
 from mlops_sdk.capacity.queue import Turn
 from mlops_sdk.capacity.repair import Repair, fencing_of
+from mlops_sdk.capacity.spares import Spares
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import (
     AccessDenied,
     CapacityError,
     LeaseLost,
-    NoCapacity,
     NodeFailed,
     NotFenced,
     RemoteError,
@@ -130,9 +130,10 @@ class Holding(HeldLease):
             with suppress(NotFenced):  # given up: who needs that machine finds it lost again
                 yield from self._carry_out(replacement, deployed)
         grant = yield from self._wait_turn(provider, self._working(grant))
-        spares = yield from self._begin_spares(provider, grant, deployed)
+        spares = self._spares(provider)
+        begun = yield from spares.begin(grant, self._members(request).spares, deployed)
         nodes = yield from provider.acquire(grant, deployed=deployed)
-        ready = yield from self._get_spares(provider, grant, deployed, spares)
+        ready = yield from spares.get(grant, begun, deployed)
         with suppress(RemoteError):  # an old count does no harm
             self._health(grant).came_up({node.id for node in (*nodes, *ready)})
         self._line(grant).leave(grant)
@@ -198,42 +199,13 @@ class Holding(HeldLease):
         provider, grant, deployed = self._begin(request)
         grant = yield from self._wait_turn(provider, self._working(grant))
         yield from provider.begin(grant, deployed=deployed)
-        yield from self._begin_spares(provider, grant, deployed)
+        yield from self._spares(provider).begin(grant, self._members(request).spares, deployed)
 
-    def _begin_spares(self, provider: Provider, grant: Grant, deployed: Collection[str]) -> Steps[tuple[int, ...]]:
-        """Ask for the spares as well, before anything is waited for; those that could be had.
+    def _spares(self, provider: Provider) -> Spares:
+        def give_back(one: Grant) -> Steps[None]:
+            return self._repair().begin_return(_held(self.state(), one.names[0]), one)
 
-        Machines of a lease that works already get no new ones, and one that cannot be had fails nothing.
-        """
-        spares = self._members(grant.request).spares
-        if any(name in deployed for name in grant.names):
-            return tuple(number for number in spares if grant.name(number) in deployed)
-        if spares:
-            yield from provider.begin(grant, deployed=deployed)
-        got: list[int] = []
-        for number in spares:
-            one = replace(grant, numbers=(number,), request=replace(grant.request, wait_s=0.0))
-            try:
-                yield from provider.begin(one, deployed=deployed)
-                got.append(number)
-            except NoCapacity:  # the lease goes on without it
-                yield from self._repair().begin_return(Held(name=one.name(number)), one)
-        return tuple(got)
-
-    def _get_spares(
-        self, provider: Provider, grant: Grant, deployed: Collection[str], spares: Iterable[int]
-    ) -> Steps[tuple[Node, ...]]:
-        ready: list[Node] = []
-        for number in spares:
-            one = replace(grant, numbers=(number,), request=replace(grant.request, wait_s=0.0))
-            try:
-                ready.extend((yield from provider.acquire(one, deployed=deployed)))
-            except CapacityError as error:  # the lease goes on without it
-                self._journal.note(
-                    EntryKind.EVENT, "spare.failed", one.name(number), generation=self.number, seen=str(error)
-                )
-                yield from self._repair().begin_return(_held(self.state(), one.name(number)), one)
-        return tuple(ready)
+        return Spares(provider, self._journal, give_back)
 
     def _carry_out(self, replacement: Replacement, deployed: Collection[str]) -> Steps[None]:
         generation = self.state()
@@ -270,19 +242,7 @@ class Holding(HeldLease):
         )
 
     def _health(self, grant: Grant) -> MachineHealth:
-        return MachineHealth(self._services.store, grant.request.provider)
-
-    def _take_out_what_failed(self, generation: Generation, grant: Grant) -> None:
-        """Machines of this generation that did not come up, if that was not the first time. Never fails a release."""
-        limit = self._settings.lease.failures_in_a_row
-        for piece in [piece for piece in generation.pieces.values() if piece.failed and piece.node_id]:
-            with suppress(RemoteError):
-                count = self._health(grant).failed(
-                    piece.node_id, piece.name, seen=piece.failed, at=self._services.now()
-                )
-                operator = self._open(grant)
-                if count >= limit and isinstance(operator, Fencing):
-                    operator.take_out(piece.node_id, f"did not come up {count} times in a row: {piece.failed}")
+        return MachineHealth(self._services.store, grant.request.provider, now=self._services.now)
 
     def _failed(self, generation: Generation) -> frozenset[str]:
         """Machines that failed this run before, in this generation too."""
@@ -351,7 +311,8 @@ class Holding(HeldLease):
         self._drop_stale_claims({item.resource for item in evidence if item.clean})
         for name in self._services.broker.names_of(resource_name(self._run_id, self.number, "cred")):
             self._revoke(name)
-        self._take_out_what_failed(generation, grant)
+        failed = {p.name: (p.node_id, p.failed) for p in generation.pieces.values() if p.failed and p.node_id}
+        self._health(grant).note(failed, self._open(grant), limit=self._settings.lease.failures_in_a_row)
         self._book.forget()
         self.credential = None
         self._provider = None
