@@ -60,6 +60,8 @@ def _from_evidence(evidence: NodeEvidence) -> ProofItem:
     if evidence.cleaned_at:
         steps = f" ({', '.join(evidence.steps)})" if evidence.steps else ""
         parts.append(f"cleaned {_to_seconds(evidence.cleaned_at)}{steps}")
+    if evidence.recleans:
+        parts.append(f"cleaned again {evidence.recleans} times")
     if evidence.last_error:
         parts.append(evidence.last_error)
     parts.append(f"seen {_to_seconds(evidence.finished_at)} by the {evidence.released_by}")

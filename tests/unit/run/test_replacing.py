@@ -167,6 +167,35 @@ def test_what_another_process_replaced_is_taken_as_it_is(cloud):
     assert run.prove().complete
 
 
+@pytest.mark.parametrize("ahead", range(6))
+def test_two_processes_that_replace_the_same_machine_end_with_one_in_its_place(ahead):
+    cloud = FakeCloud(machines=5)
+    run = cloud.client().start_run(name="nightly")
+    lease = run.lease(request(cloud, spares=1))
+    other = cloud.client().attach(run.id)
+    drive(other.adopting(), cloud.clock)
+    both = [process.replacing(lease.nodes[0].name) for process in (run, other)]
+    ended: list[Lease] = []
+    turns = [0] * ahead + [1, 0] * 500
+    for who in turns:
+        if both[who] is None:
+            continue
+        try:
+            cloud.clock.sleep(next(both[who]))
+        except StopIteration as stop:
+            ended.append(stop.value)
+            both[who] = None
+    assert len(ended) == 2
+    assert ended[-1].nodes == cloud.client().attach(run.id).lease().nodes
+    assert lease.nodes[0] not in ended[-1].nodes
+    assert len({node.id for node in ended[-1].nodes}) == 2
+    other.close()
+    run.release()
+    settled(cloud)
+    assert nothing_is_left(cloud)
+    assert run.prove().complete
+
+
 def test_what_is_no_part_of_the_lease_is_not_replaced(cloud):
     with cloud.client().start_run(name="nightly") as run:
         with pytest.raises(LeaseLost):
