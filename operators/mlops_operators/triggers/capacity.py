@@ -9,6 +9,7 @@ from typing import Any
 from mlops_operators.triggers.base import MlopsTrigger
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, LeaseRequest, Priority, from_iso, to_iso
 from mlops_sdk.capacity.lifecycle import STATE_TEXT, LeaseState
+from mlops_sdk.capacity.members import all_numbers
 from mlops_sdk.capacity.provider import Grant
 from mlops_sdk.client import Client
 from mlops_sdk.errors import CapacityError, LeaseLost, MlopsError, NodeFailed
@@ -150,17 +151,19 @@ class ProvisionTrigger(MlopsTrigger):
         if poller is not None:
             # half of the time that machines have to come up: the rest is for what happens when they do not
             half = client.settings.lease.deploy_timeout_s / 2
-            await poller.ready(self._asked_for(client).names, at_most_s=half)
+            await poller.ready(self._asked_for(client).names[: self.nodes], at_most_s=half)
 
     def _asked_for(self, client: Client) -> Grant:
-        """What the task has asked for, by name; the times of the request are those that the pieces carry."""
+        """What the task has asked for, spares too; the times of the request are those that the pieces carry."""
+        request = self.request(datetime.now(UTC))
         return Grant(
             run_id=run_id_for(client.settings.deployment_id, self.run_name),
             deployment_id=client.settings.deployment_id,
             generation=self.generation,
             owner="",
-            request=self.request(datetime.now(UTC)),
+            request=request,
             broker_key=client.settings.broker_key,
+            numbers=all_numbers(request),
         )
 
     def failed(self, error: MlopsError) -> dict[str, Any]:
