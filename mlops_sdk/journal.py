@@ -7,6 +7,7 @@ a machine.
 from __future__ import annotations
 
 import enum
+import json
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -96,6 +97,7 @@ class Journal:
         self._now = now
         self.writer = f"{writer}-{uuid.uuid4().hex[:8]}"
         self._next = 0
+        self._seen: dict[int, Entry] = {}  # an entry never changes: none is read twice
         self._backlog: list[Entry] = []
         self._silent_until = 0.0
         self._lock = threading.Lock()
@@ -142,8 +144,10 @@ class Journal:
         number = self._next or self._last_number() + 1
         for attempt in range(_ATTEMPTS):
             numbered = replace(entry, number=number + attempt)
-            if self._store.put_if_absent(f"{self._prefix}{numbered.number:08d}.json", to_json(numbered.to_json())):
+            body = to_json(numbered.to_json())
+            if self._store.put_if_absent(f"{self._prefix}{numbered.number:08d}.json", body):
                 self._next = numbered.number + 1
+                self._seen[numbered.number] = Entry.parse(json.loads(body))
                 return numbered
         raise RemoteError(
             f"journal {self._prefix!r} did not take an entry",
@@ -161,10 +165,12 @@ class Journal:
             DamagedObject: An object of it is no entry; names the object.
         """
         known = known or {}
-        keys = [info.key for info in self._store.list(self._prefix)]
-        new = [key for key in keys if self._number(key) not in known]
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = [entry for entry in pool.map(self._read, new) if entry is not None]
+        keys = {self._number(info.key): info.key for info in self._store.list(self._prefix)}
+        new = [key for number, key in keys.items() if number not in known and number not in self._seen]
+        if new:
+            with ThreadPoolExecutor(_READERS) as pool:
+                self._seen.update({entry.number: entry for entry in pool.map(self._read, new) if entry is not None})
+        found = [self._seen[number] for number in keys if number in self._seen and number not in known]
         return sorted([*known.values(), *found], key=lambda entry: entry.number)
 
     def first(self) -> Entry | None:
