@@ -54,7 +54,7 @@ class Judge:
         for node in cloud.ironic.nodes.values():
             if node.allocation in tenants:
                 continue
-            broken = node.fails and (node.maintenance or node.provision_state in _OUT)
+            broken = bool(node.fails) and (node.maintenance or node.provision_state in _OUT)
             if node.provision_state in _USED or (not broken and node.provision_state != "available"):
                 found.append(f"machine {node.name} is {node.provision_state}, for {node.user or 'nobody'}")
             elif node.maintenance and not broken:

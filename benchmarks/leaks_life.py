@@ -23,8 +23,7 @@ from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import resource_name, run_id_for
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.services import Services
-from mlops_sdk.testing.clock import FakeClock
-from mlops_sdk.testing.http_cloud.ironic import FakeNode
+from mlops_sdk.testing.http_cloud.ironic import START, FakeNode
 from mlops_sdk.testing.http_cloud.keystone import PROJECT
 from mlops_sdk.testing.http_cloud.light import LightCloud, LightS3
 from mlops_sdk.testing.http_cloud.messages import Call
@@ -270,7 +269,7 @@ def hold(world: World, node: FakeNode, name: str, marker: Marker | None = None) 
 
 
 def _marker(run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> Marker:
-    until = FakeClock().now() + timedelta(seconds=lasts_s)
+    until = START + timedelta(seconds=lasts_s)
     return Marker(
         run_id=str(run_id),
         deployment_id=str(deployment),
@@ -285,7 +284,7 @@ def _marker(run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> Mark
 
 def _credential(world: World, run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> str:
     """A credential like those of our runs, and the heartbeat that says how long its run lives; its id."""
-    until = FakeClock().now() + timedelta(seconds=lasts_s)
+    until = START + timedelta(seconds=lasts_s)
     name = resource_name(run_id, 1, "cred")
     marker = CredentialMarker(
         run_id=str(run_id), deployment_id=str(deployment), generation=1, created_at=until, deadline=until

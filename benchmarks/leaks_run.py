@@ -148,6 +148,7 @@ def _let_tenants_in(world: World) -> None:
 
     def take(node: FakeNode) -> Callable[[], None]:
         def work() -> None:
+            world.cloud.ironic.settle()
             if node.provision_state == "available" and not node.allocation and not node.maintenance:
                 hold(world, node, f"tenant-{node.name}")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.leaks_faults import SINGLES, Fault, Kind, drawn
-from benchmarks.leaks_life import LIVES
 
 _CALLS: Final = {"release": 110, "generations": 190, "begin": 80, "attach": 130}  # about so many with one machine
 _MORE: Final = 40  # with each further one
@@ -19,7 +18,8 @@ _PAIR_KINDS: Final = (
     Fault(kind=Kind.TIMEOUT),
 )
 _SPOILS: Final = ("", "", "", "", "", "deploy", "hang", "tear_down", "clean")
-_MOST_FAULTS: Final = 6
+_LIVES: Final = ("release", "release", "release", "begin", "begin", "begin", "attach", "generations")
+_APART: Final = 80  # from a failure to the next: so the reapers that follow a death have their share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +78,13 @@ class Schedule:
 def draw(seed: int) -> Schedule:
     """One with some failures, drawn from a seed."""
     source = random.Random(seed)  # noqa: S311 - of a simulation
-    count = source.choice((1, 1, 2, 2, 2, 3, 4, _MOST_FAULTS))
+    life, nodes = source.choice(_LIVES), source.choice((1, 1, 1, 1, 2, 3))
     spoil = source.choice(_SPOILS)
-    life, nodes = source.choice(list(LIVES)), source.choice((1, 1, 1, 2, 2, 3))
-    calls = _CALLS[life] + _MORE * (nodes - 1)
+    k = source.randint(1, _CALLS[life] + _MORE * (nodes - 1))
+    plan = {k: drawn(source)}
+    for _ in range(source.choice((0, 1, 1, 1, 2, 3))):
+        k += source.randint(1, _APART)
+        plan[k] = drawn(source)
     return Schedule(
         seed=seed,
         life=life,
@@ -89,7 +92,7 @@ def draw(seed: int) -> Schedule:
         reapers=source.choice((1, 1, 2)),
         tenants=source.random() < 0.5,  # noqa: PLR2004 - a coin
         spoiled=f"{spoil}:{source.choice((1, 2, 9))}" if spoil else "",
-        plan={source.randint(1, calls): drawn(source) for _ in range(count)},
+        plan=plan,
     )
 
 

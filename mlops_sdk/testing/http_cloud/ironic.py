@@ -128,6 +128,10 @@ class FakeIronic:
     def handle(self, call: Call, project: str) -> Answer:
         """Carry out one request of somebody who is logged in to a project."""
         self.settle()
+        return self.answer(call, project)
+
+    def answer(self, call: Call, project: str) -> Answer:
+        """The same, in the state that it is in: nothing else happens first."""
         answer = self._handle(call, project)
         return Answer(status=answer.status, body=answer.body, headers=self.date)
 
@@ -283,10 +287,14 @@ class FakeIronic:
         if call.method == "GET":
             shown = {"history": [dict(raw) for raw in node.history]} if rest == ["history"] else _node(node)
             return Answer(status=200, body=shown)
-        if node.locked:
-            return fault(409, _locked(node))
+        return fault(409, _locked(node)) if node.locked else self._change_node(node, call, rest)
+
+    def _change_node(self, node: FakeNode, call: Call, rest: list[str]) -> Answer:
         if rest == ["maintenance"]:
             return _maintain(node, call)
+        if rest == ["states", "power"]:
+            node.power_state = str(call.body["target"])
+            return Answer(status=202)
         return self._provision(node, str(call.body["target"]))
 
     def _provision(self, node: FakeNode, target: str) -> Answer:
@@ -341,8 +349,10 @@ def fault(status: int, words: str) -> Answer:
 
 def _takes(node: FakeNode, what: str) -> bool:
     """Whether it fails this time."""
+    if node.fails[what] <= 0:
+        return False
     node.fails[what] -= 1
-    return node.fails[what] >= 0
+    return True
 
 
 def _maintain(node: FakeNode, call: Call) -> Answer:

@@ -61,6 +61,8 @@ def call_of(request: requests.PreparedRequest) -> Call:
     """A prepared request as the fake cloud reads it."""
     url = urlsplit(str(request.url))
     body = request.body
+    if body is not None and not isinstance(body, str | bytes):
+        raise TypeError(f"the fake cloud reads no streams: {type(body)!r}")
     return Call(
         service=_SERVICES[url.hostname or ""],
         method=str(request.method),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from unittest import mock
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -61,7 +61,8 @@ def s3_to_reuse(settings: S3Settings, send: Send) -> tuple[S3Client, Callable[[]
         for budget in budgets:
             budget.release(_ALL)
 
-    client.meta.events.register("before-send.s3", carry)
+    # its stubs say that a handler returns nothing; what this event's handlers return is the response
+    client.meta.events.register("before-send.s3", cast("Callable[..., None]", carry))
     return client, forget
 
 

@@ -61,11 +61,15 @@ def virtual_time(world: Callable[[], WorldTime]) -> Generator[None]:
             (_LOCKS, "threading", threads),
             (_POOLS, "ThreadPoolExecutor", _InTurn),
             (_SLEEPS, "time", time),
-            (_JITTERS, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),
+            (_JITTERS, "random", SimpleNamespace(uniform=_middle)),
         ):
             for name in names:
                 stack.enter_context(mock.patch.object(importlib.import_module(name), attribute, stands_in))
         yield
+
+
+def _middle(low: float, high: float) -> float:
+    return (low + high) / 2
 
 
 class _Lock:
