@@ -122,6 +122,7 @@ class NovaFlavor(_Group):
     numa_affinity: str = ""
     numa_nodes: int = Field(default=0, ge=0)
     pinned: bool = False
+    placement_class: str = Field(default="", description="under which Placement counts a passed-through card")
 
     @property
     def expected(self) -> Expected:

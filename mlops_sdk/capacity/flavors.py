@@ -67,6 +67,8 @@ class Expected:
         numa_affinity: `hw:pci_numa_affinity_policy`.
         numa_nodes: `hw:numa_nodes`.
         pinned: Whether each vCPU must have a CPU of its own.
+        placement_class: Under which Placement counts a passed-through card, if Nova reports them there; the alias has
+            it, which no API shows.
     """
 
     delivery: Delivery | None = None
@@ -75,6 +77,7 @@ class Expected:
     numa_affinity: str = ""
     numa_nodes: int = 0
     pinned: bool = False
+    placement_class: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +148,7 @@ def check_flavor(flavor: Flavor, *, expected: Expected | None = None, traits: It
     wanted = tuple(traits)
     if flavor.specs is None:
         return _unseen(flavor, expected, wanted)
-    offer = read_offer(flavor)
+    offer = read_offer(flavor, expected)
     faults = [*contradictions(flavor, offer), *missing(flavor, offer, expected or Expected(), wanted)]
     if faults:
         raise FlavorRefused(
@@ -158,8 +161,11 @@ def check_flavor(flavor: Flavor, *, expected: Expected | None = None, traits: It
     return offer
 
 
-def read_offer(flavor: Flavor) -> Offer:
-    """What the extra specs say, right or wrong: numbers that are none count as 0."""
+def read_offer(flavor: Flavor, expected: Expected | None = None) -> Offer:
+    """What the extra specs say, right or wrong: numbers that are none count as 0.
+
+    Of what is expected only `placement_class` counts here.
+    """
     specs = flavor.specs or {}
     required = tuple(sorted(set(_required(specs))))
     resources: Counter[str] = Counter()
@@ -177,7 +183,10 @@ def read_offer(flavor: Flavor) -> Offer:
     if machine:
         return replace(plain, delivery=Delivery.BARE_METAL, machine_class=machine)
     if alias_counts:
-        return replace(plain, delivery=Delivery.PASSTHROUGH, accelerators=sum(alias_counts))
+        cards = sum(alias_counts)
+        counted = expected.placement_class if expected is not None else ""
+        needs = {**plain.needs, **{f"_card{number}": {counted: 1} for number in range(cards) if counted}}
+        return replace(plain, delivery=Delivery.PASSTHROUGH, accelerators=cards, needs=needs)
     pieces = {name: amount for name, amount in resources.items() if name == "VGPU" or name.startswith("CUSTOM_")}
     if any(pieces.values()):
         profiles = {profile for name in pieces if (profile := _mig_profile(name))}

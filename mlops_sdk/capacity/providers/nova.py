@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.flavors import Flavor, Offer, check_flavor, read_offer
+from mlops_sdk.capacity.flavors import Expected, Flavor, Offer, check_flavor, read_offer
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
@@ -88,7 +88,7 @@ class NovaLeases(Provider):
         record = records(self._api.list_ports())
         for server in servers:
             marker = in_force(server.name, server.marker, record)
-            offer = read_offer(flavors[server.flavor]) if server.flavor in flavors else None
+            offer = self._read(flavors[server.flavor]) if server.flavor in flavors else None
             yield PoolMachine(
                 provider=NAME,
                 id=server.id,
@@ -102,7 +102,7 @@ class NovaLeases(Provider):
                 since=server.created_at,
             )
         for name, flavor in flavors.items():
-            offer = read_offer(flavor)
+            offer = self._read(flavor)
             held = sum(server.flavor == name for server in servers)
             for number in range(self._room(flavor, offer, held=held).servers):
                 yield PoolMachine(
@@ -252,9 +252,14 @@ class NovaLeases(Provider):
                 next_step="see `openstack flavor list`; ask the operator for access to it",
             )
         if not check:
-            return flavor, read_offer(flavor)
-        expected = self._nova.flavors[name].expected if name in self._nova.flavors else None
-        return flavor, check_flavor(flavor, expected=expected, traits=request.traits)
+            return flavor, self._read(flavor)
+        return flavor, check_flavor(flavor, expected=self._expected(name), traits=request.traits)
+
+    def _read(self, flavor: Flavor) -> Offer:
+        return read_offer(flavor, self._expected(flavor.name))
+
+    def _expected(self, name: str) -> Expected | None:
+        return self._nova.flavors[name].expected if name in self._nova.flavors else None
 
     def _room(self, flavor: Flavor, offer: Offer, *, held: int) -> Room:
         return room_for(

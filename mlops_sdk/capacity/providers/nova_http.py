@@ -21,7 +21,7 @@ from mlops_sdk.capacity.providers.nova_read import (
 from mlops_sdk.capacity.providers.nova_states import Refusal, refusal_of
 from mlops_sdk.capacity.providers.nova_view import ROLE, Action, Port, Server, Volume
 from mlops_sdk.cloud import Cloud, Reply, words_of
-from mlops_sdk.errors import AccessDenied, RemoteError, SettingsError
+from mlops_sdk.errors import AccessDenied, RemoteError, ServiceUnavailable, SettingsError
 
 # 2.79 (Train): actions of servers that are gone (2.21), their events for owners (2.51), the flavor with its extra specs
 # in a server (2.47) and in the list (2.61), servers of a cell that is away shown as UNKNOWN (2.69)
@@ -32,6 +32,7 @@ _NOT_FOUND: Final = 404
 _DENIED: Final = 403
 _NO_SUCH_CLASS: Final = 400  # Placement's answer for a class of which nobody has ever reported any
 _PAGE: Final = 500
+_LISTINGS: Final = 5
 _NAMES: Final = 40  # in one query
 _ID: Final = re.compile(r"^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$")
 
@@ -286,7 +287,7 @@ class NovaHttp(ComputeApi):
         marker = ""
         while True:
             page = {**query, "limit": str(_PAGE), **({"marker": marker} if marker else {})}
-            body = self._cloud.request(service, "GET", path, params=page, headers=_headers(service)).body
+            body = self._page(service, path, page)
             items: list[dict[str, Any]] = body.get(key, [])
             yield from items
             if len(items) < _PAGE and f"{key}_links" not in body and "next" not in body:
@@ -294,6 +295,20 @@ class NovaHttp(ComputeApi):
             if not items:
                 return
             marker = str(items[-1]["id"])
+
+    def _page(self, service: str, path: str, page: Mapping[str, str | Sequence[str]]) -> dict[str, Any]:
+        """One page, read again where Neutron answers 404: one of the list went while it was read."""
+        words = ""
+        for _ in range(_LISTINGS):
+            reply = self._cloud.request(
+                service, "GET", path, params=page, headers=_headers(service), accept={_NOT_FOUND}
+            )
+            if reply.status != _NOT_FOUND:
+                return reply.body
+            words = words_of(reply.body)
+        raise ServiceUnavailable(
+            f"{service} GET {path} failed {_LISTINGS} times", seen=f"404 {words}", next_step="see the service's log"
+        )
 
 
 def _headers(service: str) -> dict[str, str]:

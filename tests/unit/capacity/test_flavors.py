@@ -177,3 +177,10 @@ def test_any_flavor_is_either_read_or_refused_with_what_to_set(specs: dict[str, 
         return
     assert "ask the cloud's operator to set" in error.next_step
     assert any(key in error.seen for key in (*specs, "hw:", "resources:"))
+
+
+def test_cards_that_placement_counts_are_asked_for_one_by_one():
+    cards = flavor({"pci_passthrough:alias": "h200:2"})
+    needs = check_flavor(cards, expected=Expected(placement_class="CUSTOM_GPU_H200")).needs
+    assert [dict(needs[group]) for group in ("_card0", "_card1")] == [{"CUSTOM_GPU_H200": 1}] * 2
+    assert list(check_flavor(cards).needs) == [""]
