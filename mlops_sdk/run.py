@@ -16,22 +16,21 @@ What waits (`lease`, `release`, `next_generation`) exists a second time as steps
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
-from mlops_sdk.capacity.lease import LeaseRequest, to_iso
+from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.lifecycle import EndReason, LeaseState, reason_of
-from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.clock import Clock
-from mlops_sdk.decisions import LeaseDecisions
+from mlops_sdk.decisions import LeaseDecisions, known_lease
 from mlops_sdk.errors import ImpossibleEvent, LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
 from mlops_sdk.history import History, read_history, request_to_json, same_machines
@@ -165,14 +164,6 @@ class Run(LeaseDecisions):
             raise LeaseLost(f"run {self.key!r} has no credential", next_step="call run.lease() first")
         return credential
 
-    @property
-    def held(self) -> Lease | None:
-        """The lease this process holds, with its deadline as it is now, or None."""
-        lease, grant = self._lease, self._heartbeat.grant
-        if lease is None or grant is None or grant.request.deadline == lease.deadline:
-            return lease
-        return replace(lease, request=replace(lease.request, deadline=grant.request.deadline))
-
     def history(self) -> History:
         """What the journal tells of this run."""
         return read_history(self.journal.entries())
@@ -256,30 +247,6 @@ class Run(LeaseDecisions):
             )
         return (yield from self._acquiring(known(generation.request)))
 
-    def raise_if_lost(self) -> None:
-        """Check that the machines are still ours.
-
-        Raises:
-            LeaseLost: past the deadline, not renewed in time, or given back by somebody else.
-        """
-        lease = self.held
-        if lease is None:
-            raise LeaseLost(f"run {self.key!r} holds no lease", next_step="call run.lease() first")
-        seen = ""
-        if self._services.now() > lease.deadline:
-            seen = f"the deadline {to_iso(lease.deadline)} has passed"
-        elif self._heartbeat.renewed < len(lease.nodes):
-            seen = f"{self._heartbeat.renewed} of {len(lease.nodes)} allocations are still there"
-        elif self._heartbeat.silent_for_s > self.settings.lease.renew_for_s:
-            cause = f" ({self._heartbeat.error})" if self._heartbeat.error else ""
-            seen = f"not renewed for {self._heartbeat.silent_for_s:.0f} s{cause}"
-        if seen:
-            raise LeaseLost(
-                f"run {self.key!r} lost its lease (generation {self.generation})",
-                seen=seen,
-                next_step="release, and lease again with run.next_generation()",
-            )
-
     def release(self, reason: EndReason = EndReason.FINISHED) -> tuple[NodeEvidence, ...]:
         """Give every machine of this generation back, wait for its cleaning, revoke the credential. Idempotent.
 
@@ -319,57 +286,6 @@ class Run(LeaseDecisions):
         self._holding = None
         self.journal.append(EntryKind.EVENT, "generation", generation=self.generation)
         return self.generation
-
-    def replace(self, node: str, *, unfenced: str = "") -> Lease:
-        """Put another machine in the place of a lost one, by name or id; the rest stays. `repair` looks first.
-
-        The lost one is switched off through its BMC, which has to confirm it, before a spare or a newly leased machine
-        takes its place; then it is given back. A crash at any point is repaired by `lease` of whoever attaches.
-
-        Args:
-            node: Of `held`.
-            unfenced: Where its BMC cannot be asked: your word, kept in the journal, that it is off.
-
-        Raises:
-            NotFenced: its BMC does not confirm that it is off; nothing has changed.
-            NoCapacity: there is no machine for its place.
-            LeaseLost: it is no part of this lease.
-            SettingsError: machines of this provider cannot be replaced one by one.
-        """
-        return drive(self.replacing(node, unfenced=unfenced), self._services.clock)
-
-    def replacing(
-        self, node: str, *, unfenced: str = "", why: Mapping[str, Any] | None = None, unfit: Collection[str] = ()
-    ) -> Steps[Lease]:
-        """`replace`, as steps.
-
-        Args:
-            node: As there.
-            unfenced: As there.
-            why: Evidence of the loss, for the journal.
-            unfit: Names of spares that cannot take a place.
-        """
-        lease = known_lease(self.held)
-        found = {n.name: n for n in (*lease.nodes, *lease.spares)} | {n.id: n for n in (*lease.nodes, *lease.spares)}
-        if node not in found:
-            raise LeaseLost(
-                f"machine {node!r} is no part of run {self.key!r}",
-                seen=f"it holds {', '.join(n.name for n in lease.nodes)}",
-                next_step="see run.held",
-            )
-        steps = self._holds.replace(
-            found[node].index, why=why or {}, unfenced=unfenced, unfit={found[n].index for n in unfit if n in found}
-        )
-        return self._leased((yield from steps), lease.request)
-
-    @property
-    def replaceable(self) -> bool:
-        """Whether one lost machine can be replaced while the rest stays: its provider can switch it off."""
-        return self._holds.replaceable
-
-    def power(self, node: Node) -> Statement:
-        """What the BMC of a leased machine says of it."""
-        return self._holds.power(node.index)
 
     def prove(self) -> Proof:
         """Everything this run ever created, with the evidence that it was given back. Looks; changes nothing."""
@@ -505,17 +421,6 @@ class Run(LeaseDecisions):
                 number=self.generation,
             )
         return self._holding
-
-
-def known_lease(lease: Lease | None) -> Lease:
-    """The lease of a run that has one.
-
-    Raises:
-        LeaseLost: it has none.
-    """
-    if lease is None:
-        raise LeaseLost("this run holds no lease", next_step="call run.lease() first")
-    return lease
 
 
 @contextmanager
