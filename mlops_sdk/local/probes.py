@@ -62,10 +62,10 @@ def speaks_amqp(port: int, *, host: str = LOOPBACK) -> None:
         raise NotReady(f"{host}:{port}: answered {kind!r}")
 
 
-def said(log: Path, word: str) -> None:
-    """A log file contains a word: for a service that listens nowhere."""
+def said(log: Path, word: str, *, since: int = 0) -> None:
+    """A log file contains a word, behind its first `since` bytes: for a service that listens nowhere."""
     try:
-        text = log.read_text(errors="replace")
+        text = log.read_bytes()[since:].decode(errors="replace")
     except OSError as error:
         raise NotReady(str(error)) from error
     if word not in text:

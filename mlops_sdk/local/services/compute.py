@@ -134,13 +134,13 @@ class _Component:
 
     def daemon(self, name: str, module: str, *, needs: tuple[str, ...] = ()) -> Service:
         """One of its other processes."""
-        log = self.site.layout.log(name)
+        life = _Life(self.site.layout.log(name))
         return Service(
             name=name,
             needs=(f"{self.name}-tables", "rabbitmq", *needs),
             heavy=True,
-            command=lambda: self.command(module),
-            probe=lambda: said(log, _STARTED),
+            command=lambda: life.of(self.command(module)),
+            probe=life.begun,
         )
 
     def command(self, module: str, config: str = "") -> Command:
@@ -206,6 +206,23 @@ class _Component:
             self.site.render(template, {**values, "databases": ""}, self.root / self.beside)
 
 
+class _Life:
+    """The present life of a process: what an earlier one logged does not make it ready."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._since = 0
+
+    def of(self, command: Command) -> Command:
+        """Note where its log begins, and return its command."""
+        self._since = self._log.stat().st_size if self._log.exists() else 0
+        return command
+
+    def begun(self) -> None:
+        """It has begun to work."""
+        said(self._log, _STARTED, since=self._since)
+
+
 def _compute_host(site: Site, network: MachineNetwork, nova: _Component) -> Service:
     """The host. Its servers are this process's children: when it dies, so do they, and it starts them again."""
 
@@ -217,15 +234,15 @@ def _compute_host(site: Site, network: MachineNetwork, nova: _Component) -> Serv
         }
         write_private_json(_host_settings(site), settings)
 
-    log = site.layout.log("nova-compute")
+    life = _Life(site.layout.log("nova-compute"))
     return Service(
         name="nova-compute",
         needs=("nova-conductor", "placement", "neutron", "compute-identity", "network"),
         heavy=True,
         address=HOST,
         prepare=prepare,
-        command=lambda: nova.command("nova.cmd.compute", _HOST_CONFIG),
-        probe=lambda: said(log, _STARTED),
+        command=lambda: life.of(nova.command("nova.cmd.compute", _HOST_CONFIG)),
+        probe=life.begun,
     )
 
 

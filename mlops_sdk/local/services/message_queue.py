@@ -28,8 +28,7 @@ def message_queue_services(site: Site) -> tuple[Service, ...]:
         ),
         Service(
             name="rabbitmq",
-            needs=("epmd",),
-            heavy=True,
+            needs=("epmd",),  # heavy, too, but most of the profile waits for it: it starts beside the two that may
             address=f"{LOOPBACK}:{site.addresses.amqp}",
             prepare=broker.prepare,
             command=broker.command,

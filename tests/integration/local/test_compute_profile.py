@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from openstack.exceptions import HttpException
 
+from mlops_sdk.errors import StackError
 from mlops_sdk.local import control
 from mlops_sdk.local.isolation import members
+from mlops_sdk.local.layout import Tools
+from mlops_sdk.local.process import StackProcess
 from mlops_sdk.remote.ssh import connect
 from support import eventually
 from support_compute import ComputeHandle, Keys, address_of, create, gone, settled, take_back_servers
@@ -165,6 +168,25 @@ def test_no_secret_is_an_argument_or_logged_and_nothing_listens_beyond_loopback(
         "127.0.0.1",
         compute.settings.s3.node_endpoint[7:].rpartition(":")[0],
     }
+
+
+def test_a_killed_stack_leaves_no_broker_behind(state_dir: Path) -> None:
+    with StackProcess(state_dir, only=("rabbitmq",), profiles=("compute",)) as stack:
+        stack.wait_ready(timeout_s=120)
+        inside = members(stack.pid)
+        names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in inside}
+        assert {"epmd", "beam.smp"} <= names
+        os.kill(stack.pid, signal.SIGKILL)
+        eventually(lambda: not any(alive(pid) for pid in inside), within_s=10, what="all its processes are gone")
+
+
+@pytest.mark.parametrize("profiles", ["compute", "compute,cloud"])
+def test_a_profile_that_is_not_there_is_named(profiles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_COMPUTE_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(StackError) as caught:
+        Tools.find().check_profiles(profiles.split(","))
+    assert ("cloud" in str(caught.value)) is ("cloud" in profiles)
+    assert ("make setup-compute" in str(caught.value)) is ("cloud" not in profiles)
 
 
 def allocated(compute: ComputeHandle, consumer: str) -> dict[str, int]:
