@@ -11,6 +11,10 @@ came back later than renewal + one reaper period + cleaning.
 *wrongly_deleted*: something was taken from who may have it: a person, another deployment, a run of ours that lives, or
 whoever got a machine the moment that it was free.
 
+*met_by_later_than_cleaning*: tear-downs that were under way (or whose sender stood still) for longer than tear-down and
+cleaning take, and met the next tenant of the machine. Ironic's API ties no tear-down to whose machine it is; so this is
+measured, and no goal.
+
 *peer*: a program that creates, works, and gives back in a `finally`, through the same failures.
 
 Of `--schedules N`, each failure at each call comes first; then, if there is room, every pair of a crash, a lost reply
@@ -52,6 +56,7 @@ class Tally:
     calls: int = 0
     leaked: int = 0
     wrongly_deleted: int = 0
+    beyond: int = 0
     window: int = 0
     longest_s: float = 0.0
     failures: list[str] = field(default_factory=list[str])
@@ -62,6 +67,7 @@ class Tally:
         self.calls += result.calls
         self.leaked += bool(result.left or result.late or result.errors)
         self.wrongly_deleted += bool(result.wrong)
+        self.beyond += result.beyond
         self.window += result.window
         self.longest_s = max(self.longest_s, result.took_s or 0.0)
         if not result.ok:
@@ -75,6 +81,7 @@ class Tally:
         self.calls += other.calls
         self.leaked += other.leaked
         self.wrongly_deleted += other.wrongly_deleted
+        self.beyond += other.beyond
         self.window += other.window
         self.longest_s = max(self.longest_s, other.longest_s)
         self.failures.extend(other.failures)
@@ -105,6 +112,7 @@ def run(options: Options) -> Report:
         "longest_s": round(tally.longest_s, 1),
         "bound_s": bound_s(),
         "renewed_in_the_window": float(tally.window),
+        "met_by_later_than_cleaning": float(tally.beyond),
         "peer_schedules": float(peers),
         "peer_leaked": float(by_hand),
     }

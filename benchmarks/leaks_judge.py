@@ -31,12 +31,16 @@ class Judge:
 
     Attributes:
         wrong: What was taken from somebody who may have it, in words.
+        beyond: The same, by a request that was under way for longer than tear-down and cleaning take: nothing in
+            Ironic's API ties a tear-down to whose machine it is, so this window remains.
         window: How often a lease was taken that was overdue when its taker looked and was renewed before it acted.
     """
 
     def __init__(self, world: World, settings: Settings, neighbours: Neighbours, bucket: str) -> None:
         self.wrong: list[str] = []
+        self.beyond: list[str] = []
         self.window = 0
+        self._cleaning_s = world.cloud.ironic.pace.tear_down_s + world.cloud.ironic.pace.clean_s
         self._world = world
         self._settings = settings
         self._deployment = str(settings.deployment_id)
@@ -90,7 +94,7 @@ class Judge:
     def _is_dead(self, found: FakeAllocation) -> bool:
         return found.name not in self._neighbours.allocations and not found.name.startswith("tenant-")
 
-    def _watch(self, process: Process, call: Call, carry: Callable[[], Answer]) -> Answer:
+    def _watch(self, process: Process, call: Call, age_s: float, carry: Callable[[], Answer]) -> Answer:
         if call.service != "baremetal":
             return carry()
         if call.method == "GET":
@@ -100,7 +104,8 @@ class Judge:
         before = self._may_take(process, victim) if victim is not None else ""
         answer = carry()
         if before and answer.status < _OK:
-            self.wrong.append(f"{self._world.now:.2f} s: {process.name} took {before} by {call}")
+            words = f"{self._world.now:.2f} s: {process.name} took {before} by {call}"
+            (self.wrong if age_s <= self._cleaning_s else self.beyond).append(words)
         return answer
 
     def _look(self, process: Process, call: Call) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -152,6 +152,24 @@ def two_generations(process: Process, client: Client, nodes: int) -> None:
         run.raise_if_lost()
 
 
+def extended(process: Process, client: Client, nodes: int) -> None:
+    """A program that needs longer than it asked for."""
+    with client.start_run(name="victim") as run:
+        lease = run.lease(request_for(client, nodes))
+        run.extend(lease.deadline + timedelta(minutes=30))
+        process.world.sleep(HOLD_S)
+
+
+def replaced(process: Process, client: Client, nodes: int) -> None:
+    """A machine is lost and another takes its place: of those in reserve, or a new one."""
+    with client.start_run(name="victim") as run:
+        request = request_for(client, nodes)
+        lease = run.lease(replace(request, spares=1 if nodes == 1 else 0))
+        lease = run.replace(lease.nodes[0].name)
+        process.world.sleep(10.0)
+        run.raise_if_lost()
+
+
 def begun_and_left(process: Process, client: Client, nodes: int) -> None:
     """A trigger that only begins, and dies before anybody goes on."""
     run = client.start_run(name="victim")
@@ -175,6 +193,8 @@ LIVES: Final = MappingProxyType(
         "release": lease_and_release,
         "generations": two_generations,
         "begin": begun_and_left,
+        "extend": extended,
+        "replace": replaced,
         "attach": kept_and_attached,
     }
 )

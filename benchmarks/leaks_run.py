@@ -36,6 +36,7 @@ class Result:
         wrong: What was taken from somebody who may have it.
         took_s: How long it took from the death of the last process of the run until nothing was left; None where the
             reapers themselves failed, or the clock, so that no bound is promised.
+        beyond: How often a request that was longer under way than cleaning takes met the next tenant.
         window: How often a lease was taken that was renewed between the look and the act.
         errors: What ended a process other than an error of the library.
         trace: One line a call, if it was asked for.
@@ -46,6 +47,7 @@ class Result:
     left: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     took_s: float | None = None
+    beyond: int = 0
     window: int = 0
     errors: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
@@ -111,7 +113,7 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
     for number in range(schedule.reapers):
         first = world.random.random() * SETTINGS.lease.reaper_period_s
         reap(world, wire, processes, name=f"reaper-{number}", after_s=first)
-    world.run(LONG_S, lambda: run.dead and not world.late and not judge.left())
+    world.run(LONG_S, lambda: run.dead and not world.late and not world.frozen and not judge.left())
     processes.append(run)
     result = Result(
         schedule=schedule,
@@ -119,6 +121,7 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
         left=tuple(judge.left()),
         wrong=(*judge.wrong, *judge.touched()),
         took_s=_took_s(schedule, world, run),
+        beyond=len(judge.beyond),
         window=judge.window,
         errors=tuple(_unexpected(processes)),
         trace=tuple(world.trace or ()),

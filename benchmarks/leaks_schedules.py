@@ -9,7 +9,8 @@ from typing import Final
 
 from benchmarks.leaks_faults import SINGLES, Fault, Kind, drawn
 
-_CALLS: Final = {"release": 110, "generations": 190, "begin": 80, "attach": 130}  # about so many with one machine
+# About so many with one machine.
+_CALLS: Final = {"release": 110, "generations": 190, "begin": 80, "attach": 130, "extend": 120, "replace": 160}
 _MORE: Final = 40  # with each further one
 _PAIR_KINDS: Final = (
     Fault(kind=Kind.CRASH_BEFORE),
@@ -18,7 +19,7 @@ _PAIR_KINDS: Final = (
     Fault(kind=Kind.TIMEOUT),
 )
 _SPOILS: Final = ("", "", "", "", "", "deploy", "hang", "tear_down", "clean")
-_LIVES: Final = ("release", "release", "release", "begin", "begin", "begin", "attach", "generations")
+_LIVES: Final = (*("release", "begin") * 3, *("extend", "replace") * 2, "attach", "generations")
 _APART: Final = 80  # from a failure to the next: so the reapers that follow a death have their share
 
 

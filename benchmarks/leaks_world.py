@@ -10,7 +10,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from greenlet import getcurrent, greenlet
 
@@ -31,6 +31,10 @@ _SLOW_S: Final = 3.0
 _SLOW_SHARE: Final = 0.03
 
 
+Watch: TypeAlias = "Callable[[Process, Call, float, Callable[[], Answer]], Answer]"
+"""Sees each call as it arrives: who sent it, what it is, how many seconds it was under way; carries it out."""
+
+
 class World:
     """One schedule's world.
 
@@ -44,6 +48,7 @@ class World:
         calls: How many calls the processes that may fail have sent.
         late: How many requests are still on their way though nobody waits for them.
         last_late: When the last of those arrived.
+        frozen: How many processes stand still.
         reapers_failed: Whether a call failed that was not the run's.
     """
 
@@ -57,9 +62,10 @@ class World:
         self.last_late = 0.0
         self.trace: list[str] | None = [] if traced else None
         self.reapers_failed = False
+        self.frozen = 0
         self.outages: dict[str, float] = {}
         self.past = Past(self.cloud, kept=any(fault.kind is Kind.STALE for fault in plan.values()))
-        self.watch: Callable[[Process, Call, Callable[[], Answer]], Answer] = lambda _process, _call, carry: carry()
+        self.watch: Watch = lambda _process, _call, _age_s, carry: carry()
         self._queue: list[tuple[float, float, _Task | Callable[[], None]]] = []
         self._hub = getcurrent()
         self._ended = False
@@ -226,10 +232,10 @@ class Process:
             why = f"   <-- {fault}" if fault else ""
             trace.append(f"{self.world.now:9.2f} {which} {self.name:<10} {call} -> {came}{why}")
 
-    def _deliver(self, call: Call) -> Answer:
+    def _deliver(self, call: Call, *, age_s: float = 0.0) -> Answer:
         if call.method != "GET":
             self.world.past.before(call)
-        return self.world.watch(self, call, lambda: self.world.cloud.deliver(call))
+        return self.world.watch(self, call, age_s, lambda: self.world.cloud.deliver(call))
 
     def _fail(self, call: Call, fault: Fault) -> Answer:
         world = self.world
@@ -248,24 +254,23 @@ class Process:
         self._shake(call, fault)
         if fault.kind is Kind.STALE and call.method == "GET":
             return world.past.answer(call, int(fault.seconds))
-        return self._after(self._deliver(call), call, fault) if refusal is None else self._instead(refusal, call)
+        age_s = fault.seconds if fault.kind is Kind.FROZEN else 0.0
+        answer = self._deliver(call, age_s=age_s)
+        return refusal or self._after(answer, call, fault)
 
     def _shake(self, call: Call, fault: Fault) -> None:
         """What happens to the world, or to this process, just before the call."""
         world = self.world
         if fault.kind is Kind.FROZEN:
             self.frozen_until = world.now + fault.seconds
+            world.frozen += 1
             world.sleep(fault.seconds)
+            world.frozen -= 1
         elif fault.kind is Kind.OUTAGE:
             world.outages[call.service] = world.now + fault.seconds
             world.refuse_if_out(call)
         elif fault.kind is Kind.CLOCK_JUMP:
             world.cloud.ironic.offset_s += fault.seconds
-
-    def _instead(self, refusal: Answer, call: Call) -> Answer:
-        """Carried out, and yet refused."""
-        self._deliver(call)
-        return refusal
 
     def _after(self, answer: Answer, call: Call, fault: Fault) -> Answer:
         """What happens between the service and who waits for its answer."""
@@ -286,7 +291,7 @@ class Process:
         def arrive() -> None:
             world.late -= 1
             world.last_late = world.now
-            answer = self._deliver(call)
+            answer = self._deliver(call, age_s=after_s)
             self._note(0, call, None, f"{answer.status}, late")
 
         world.at(world.now + after_s, arrive)

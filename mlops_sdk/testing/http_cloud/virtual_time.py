@@ -19,6 +19,7 @@ _TICK_S: Final = 0.05
 # of `benchmarks leaks` fails when one is missing.
 _CLOCKS: Final = ("mlops_sdk.cloud", "mlops_sdk.journal", "mlops_sdk.identity.audit")
 _LOCKS: Final = (
+    "mlops_sdk.capacity.queue_view",
     "mlops_sdk.client",
     "mlops_sdk.cloud",
     "mlops_sdk.heartbeat",
