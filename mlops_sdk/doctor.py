@@ -172,14 +172,18 @@ def _machines(client: Client, provider: str) -> str:
     if not found and provider in _NO_MACHINE:
         raise RemoteError(f"{provider} shows us no machine", seen="its list is empty", next_step=_NO_MACHINE[provider])
     if provider == STATIC:
-        _log_in(client.settings)
+        log_in_to_pool(client.settings)
     free = sum(machine.free for machine in found)
     out = sum(not machine.in_service for machine in found)
     return f"{len(found)} visible to this project, {free} free, {out} out of service"
 
 
-def _log_in(settings: Settings) -> None:
-    """To each host of the fixed pool; says of all that fail."""
+def log_in_to_pool(settings: Settings) -> None:
+    """Log in to each host of the fixed pool, and out again.
+
+    Raises:
+        RemoteError: naming every host that does not let us in.
+    """
     failed: list[str] = []
     for host in settings.static_hosts:
         try:

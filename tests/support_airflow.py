@@ -113,7 +113,7 @@ def connections_of(settings: Settings) -> dict[str, str]:
             "host": s3.endpoint,
             "login": s3.access_key_id,
             "password": s3.secret_access_key.get_secret_value(),
-            "extra": {"node_endpoint": s3.node_endpoint, "region": s3.region, "bucket": s3.bucket},
+            "extra": s3.model_dump(include={"node_endpoint", "region", "bucket", "per_run", "run_role", "token_s"}),
         },
         "mlops_mlflow": {
             "host": mlflow.tracking_uri,

@@ -24,16 +24,17 @@ _CONTROLLERS = ("journal/*", "attempts/*", "logs/*", "heartbeat.json")
 _Statement = Mapping[str, Any]
 
 
-def trust_policy(user_arn: str) -> str:
+def trust_policy(user_arn: str, role: str = ROLE_NAME) -> str:
     """Who may take the role: the deployment's S3 user (``arn:aws:iam:::user/<uid>``), and no session of the role.
 
-    RGW takes a session for its user too: without the denial a run could take the role again, without its narrow policy.
+    Each environment has a user, a bucket and a role of its own. RGW takes a session for its user too: without the
+    denial a run could take the role again, without its narrow policy.
     """
     action = ["sts:AssumeRole"]
     return _policy(
         [
             {"Effect": "Allow", "Principal": {"AWS": [user_arn]}, "Action": action},
-            {"Effect": "Deny", "Principal": {"AWS": [f"arn:aws:iam:::role/{ROLE_NAME}"]}, "Action": action},
+            {"Effect": "Deny", "Principal": {"AWS": [f"arn:aws:iam:::role/{role}"]}, "Action": action},
         ]
     )
 

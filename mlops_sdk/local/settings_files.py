@@ -10,6 +10,7 @@ from mlops_sdk.identity.s3_policy import ROLE_NAME
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identity
+from mlops_sdk.local.services.mlflow import ADMIN as MLFLOW_ADMIN
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
 # A stack on one computer deploys a machine in seconds; the defaults are for machines that take minutes.
@@ -23,7 +24,7 @@ LEASE: Final = {
     "deploy_timeout_s": 120.0,
     "clean_timeout_s": 120.0,
 }
-S3_OF_RUNS: Final = {"run_role": f"arn:aws:iam:::role/{ROLE_NAME}"}
+S3_OF_RUNS: Final = {"per_run": "sts", "run_role": f"arn:aws:iam:::role/{ROLE_NAME}"}
 PRICES: Final = {"gpu.h200.8x": 0.0083}
 COST: Final = {"storage_gib_month": 0.02, "serving_second": 0.0005}
 
@@ -49,6 +50,8 @@ def write_settings(site: Site) -> None:
             "region": REGION,
             "admin_username": "admin",
             "admin_password": site.secrets.keystone_admin,
+            "mlflow_admin_username": MLFLOW_ADMIN,
+            "mlflow_admin_password": site.secrets.mlflow_admin,
             "ironic_url": site.url("ironic"),
             "bmc_url": site.url("bmc"),
             "projects": found["projects"],

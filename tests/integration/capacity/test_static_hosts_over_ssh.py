@@ -1,8 +1,9 @@
 """A fixed pool of hosts with a real SSH daemon each: what a lease's login leaves behind, and what cleaning does."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from pydantic import SecretStr
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.fence import Fence
+from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.provider import Grant, Party, Provider
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim
 from mlops_sdk.capacity.providers.static_pool import HostPool
 from mlops_sdk.capacity.providers.static_shell import SshShell
+from mlops_sdk.capacity.reaper import Reaper
+from mlops_sdk.client import Client
 from mlops_sdk.clock import SystemClock
 from mlops_sdk.config import Settings, StaticGateway
-from mlops_sdk.errors import NodeFailed, RemoteCommandError
+from mlops_sdk.doctor import examine, log_in_to_pool
+from mlops_sdk.errors import NodeFailed, RemoteCommandError, RemoteError
 from mlops_sdk.identity.ssh_keys import client_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.remote.pool import gateway_of
@@ -229,6 +234,34 @@ def test_leases_over_ssh_with_claims_in_ceph_keep_the_contract(
     finally:
         for info in list(store.list("pool/static/")):
             store.delete(info.key)
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_a_deployment_of_hosts_alone_works_where_no_ironic_answers(stack: Any, hosts: list[SshdHost]):
+    settings = settings_of(hosts, stack.settings).model_copy(update={"ironic": False, "deployment_id": uuid.uuid4()})
+    store = ObjectStore.open(stack.settings.s3)
+    with stack.held("ironic"):
+        checks = {check.name: check for check in examine(lambda: settings)}
+        assert {name: check.detail for name, check in checks.items() if not check.ok} == {}
+        assert "3 visible to this project, 3 free" in checks["machines of static"].detail
+        deadline = datetime.now(UTC) + timedelta(minutes=5)
+        with Client(settings).start_run(name="hosts alone") as run:
+            lease = run.lease(LeaseRequest(nodes=2, resource_class=CLASS, deadline=deadline, provider="static"))
+            assert len({node.name for node in lease.nodes}) == 2
+            assert Reaper.connect(settings).reap_once().errors == ()
+            run.raise_if_lost()
+        assert run.prove().complete
+    for info in list(store.list("pool/static/")):
+        store.delete(info.key)
+
+
+def test_doctor_names_a_host_that_does_not_let_us_in(hosts: list[SshdHost]):
+    stranger = settings_of(hosts, fake_settings()).model_copy(update={"static_key": SecretStr(new_key().private)})
+    with pytest.raises(RemoteError, match="3 of 3 hosts") as caught:
+        log_in_to_pool(stranger)
+    assert "pool-1" in caught.value.seen
+    log_in_to_pool(settings_of(hosts, fake_settings()))
 
 
 def only(provider: Provider, name: str) -> Provider:

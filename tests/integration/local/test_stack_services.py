@@ -181,7 +181,7 @@ def every_secret(state_dir: Path) -> dict[str, str]:
 def mlflow_status(address: str, login: str) -> int:
     connection = http.client.HTTPConnection(address, timeout=10)
     headers = {"Authorization": "Basic " + b64encode(login.encode()).decode()} if login else {}
-    connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers=headers)
+    connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers=headers)
     return connection.getresponse().status
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -347,6 +349,34 @@ def test_a_job_outlives_its_s3_login_and_finds_no_key_of_the_deployment_on_its_m
         assert files == []
         assert [line for line in listing.splitlines() if line.startswith("-rw-------") and "s3.json" in line]
     assert len(seen) == len(leased.nodes)
+
+
+@pytest.mark.slow
+def test_no_request_of_a_machine_is_signed_with_a_key_of_the_deployment(leased: Leased, stack: Any) -> None:
+    """By the S3 server's own log: which key signed each request to the address that machines use."""
+    log, from_here = stack.layout.log("ceph-rgw"), stack.layout.log("ceph-rgw").stat().st_size
+    with s3_tells_of_requests(stack):
+        run_job(leased.site, leased.quick(), leased.nodes)
+    text = log.read_bytes()[from_here:].decode(errors="replace")
+    theirs = set(re.findall(rf"req (\d+) .* host={re.escape(stack.bridge_address)}$", text, flags=re.MULTILINE))
+    keys = {key for request, key in re.findall(r"req (\d+) .* access key id = (\S+)", text) if request in theirs}
+    assert len(keys) == 1  # the run's
+    ours = leased.run.settings.s3.access_key_id
+    assert ours not in keys
+    assert ours in text  # it is the controller's
+
+
+@contextmanager
+def s3_tells_of_requests(stack: Any) -> Iterator[None]:
+    """Within the block, Ceph's gateway writes down each request and the key that signed it."""
+    data = stack.layout.data("ceph")
+    ask = ["ceph", "--admin-daemon", str(data / "run" / "client.rgw.a.asok"), "config", "set", "debug_rgw"]
+    environment = {**os.environ, "CEPH_CONF": str(data / "ceph.conf")}
+    subprocess.run([*ask, "10/10"], env=environment, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*ask, "0/0"], env=environment, check=True, capture_output=True)
 
 
 @pytest.fixture
