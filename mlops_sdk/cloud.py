@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 30.0
 _SEEN_LENGTH = 300
 _FOUND = 302
+_TOO_MANY = 429
 _VERSION = re.compile(r"/v[0-9]+(\.[0-9]+)?(/[0-9a-f]{32})?$")  # Cinder's may end with the project
 
 
@@ -40,7 +41,7 @@ class Cloud:
 
     Args:
         settings: Where Keystone is and who we are.
-        attempts: How often a call that got no answer, or a 5xx, is sent. Callers only send what may be sent twice.
+        attempts: How often a call that got no answer, a 429 or a 5xx is sent. Callers send only what may be sent twice.
         connect: Makes the session; `mlops_sdk.testing.http_cloud` has one that needs no network.
     """
 
@@ -85,7 +86,7 @@ class Cloud:
 
         Raises:
             AccessDenied: 401 or 403, or the login was refused.
-            ServiceUnavailable: no answer or 5xx, after `attempts` tries.
+            ServiceUnavailable: no answer, 429 or 5xx, after `attempts` tries.
             RemoteError: any other status.
         """
 
@@ -248,6 +249,10 @@ def error_for(status: int, action: str, words: str) -> RemoteError:
             f"{action} was refused",
             seen=seen,
             next_step="the credential is expired or revoked, or lacks the role or access rule for this call",
+        )
+    if status == _TOO_MANY:
+        return ServiceUnavailable(
+            f"{action} was put off", seen=seen, next_step="the cloud limits how often it is asked"
         )
     if status >= 500:  # noqa: PLR2004 - HTTP: server errors
         return ServiceUnavailable(f"{action} failed", seen=seen, next_step="see the service's log")

@@ -13,8 +13,10 @@ from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.contracts import check_baremetal, check_credentials
+from mlops_sdk.testing.http_cloud.ironic import fault
 from mlops_sdk.testing.http_cloud.keystone import PROJECT
 from mlops_sdk.testing.http_cloud.light import LightCloud, LightS3
+from mlops_sdk.testing.http_cloud.messages import Answer, Call
 from mlops_sdk.testing.http_cloud.openstack_wire import session_through
 from mlops_sdk.testing.http_cloud.s3_wire import s3_through
 from mlops_sdk.testing.http_cloud.site import HttpCloud, cloud_settings
@@ -101,3 +103,17 @@ def test_openstacksdk_itself_finds_its_way(wire):
     assert api.get_allocation(made).state == "active"
     api.delete_allocation(made)
     assert list(api.allocations()) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_call_that_is_put_off_is_sent_again(status):
+    clock = FakeClock()
+    cloud = HttpCloud(clock.monotonic)
+    asked: list[Call] = []
+
+    def send(call: Call) -> Answer:
+        asked.append(call)
+        return fault(status, "later") if len(asked) == 2 else cloud.deliver(call)  # the first is the login
+
+    assert list(IronicApi(LightCloud(SETTINGS.keystone, send, clock.sleep)).list_allocations()) == []
+    assert len(asked) == 3
