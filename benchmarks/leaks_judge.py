@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from mlops_sdk.capacity.lease import Marker, overdue
+from mlops_sdk.capacity.lease import Marker, from_iso, overdue
 from mlops_sdk.names import parse_resource_name
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Judge:
         self._deployment = str(settings.deployment_id)
         self._neighbours = neighbours
         self._bucket = bucket
+        self._fresh_s = settings.lease.renew_for_s / 4  # one that was written since the look is good for longer
         self._seen_overdue: set[tuple[str, str]] = set()
         world.watch = self._watch
 
@@ -95,6 +97,8 @@ class Judge:
         return found.name not in self._neighbours.allocations and not found.name.startswith("tenant-")
 
     def _watch(self, process: Process, call: Call, age_s: float, carry: Callable[[], Answer]) -> Answer:
+        if call.service == "identity" and call.method == "DELETE":
+            return self._revoke(process, call, carry)
         if call.service != "baremetal":
             return carry()
         if call.method == "GET":
@@ -107,6 +111,26 @@ class Judge:
             words = f"{self._world.now:.2f} s: {process.name} took {before} by {call}"
             (self.wrong if age_s <= self._cleaning_s else self.beyond).append(words)
         return answer
+
+    def _revoke(self, process: Process, call: Call, carry: Callable[[], Answer]) -> Answer:
+        """A reaper takes no credential whose run has said not long ago that it lives."""
+        found = self._world.cloud.keystone.credentials.get(call.path.rpartition("/")[2])
+        answer = carry()
+        name = parse_resource_name(found.name) if found is not None else None
+        if process.run_key or name is None or answer.status >= _OK:
+            return answer
+        alive = self._alive(name.run_key, name.generation)
+        if alive is not None and self._fresh_s < alive:
+            self.wrong.append(f"{self._world.now:.2f} s: {process.name} revoked {name}, whose run lives")
+        return answer
+
+    def _alive(self, run_key: str, generation: int) -> float | None:
+        """For how many seconds this generation's last heartbeat is good; None when there is none."""
+        body = self._world.cloud.s3.objects.get(f"{self._bucket}/runs/{run_key}/heartbeat.json")
+        beat = json.loads(body) if body else {}
+        if beat.get("generation") != generation:
+            return None
+        return (from_iso(beat["renewed_until"]) - self._world.cloud.ironic.now()).total_seconds()
 
     def _look(self, process: Process, call: Call) -> None:
         name = call.path.removeprefix("/v1/allocations/")
@@ -132,8 +156,8 @@ class Judge:
         marker = Marker.parse(victim.extra)
         if name is None or marker is None or marker.deployment_id != self._deployment:
             return f"{victim.name}, which is somebody else's"
-        if not process.name.startswith("reaper"):
-            return "" if victim.name not in self._neighbours.allocations else f"{victim.name}, another run's"
+        if process.run_key:
+            return "" if name.run_key == process.run_key else f"{victim.name}, another run's"
         if self._is_overdue(victim):
             return ""
         if (process.name, victim.id) in self._seen_overdue:

@@ -20,7 +20,7 @@ from mlops_sdk.errors import MlopsError
 from mlops_sdk.identity.audit import audit_of
 from mlops_sdk.identity.credential import AccessRule, CredentialBroker, CredentialMarker
 from mlops_sdk.identity.keystone import KeystoneCredentials
-from mlops_sdk.names import resource_name, run_id_for
+from mlops_sdk.names import resource_name, run_id_for, run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.services import Services
 from mlops_sdk.testing.http_cloud.ironic import START, FakeNode
@@ -135,7 +135,7 @@ Life = Callable[[Process, Client, int], None]
 
 def lease_and_release(process: Process, client: Client, nodes: int) -> None:
     """What most programs do."""
-    with client.start_run(name="victim") as run:
+    with client.start_run(name=process.name) as run:
         run.lease(request_for(client, nodes))
         process.world.sleep(HOLD_S)
         run.raise_if_lost()
@@ -143,7 +143,7 @@ def lease_and_release(process: Process, client: Client, nodes: int) -> None:
 
 def two_generations(process: Process, client: Client, nodes: int) -> None:
     """A first try that fails, and a second."""
-    with client.start_run(name="victim") as run:
+    with client.start_run(name=process.name) as run:
         run.lease(request_for(client, nodes))
         process.world.sleep(5.0)
         run.next_generation()
@@ -154,7 +154,7 @@ def two_generations(process: Process, client: Client, nodes: int) -> None:
 
 def extended(process: Process, client: Client, nodes: int) -> None:
     """A program that needs longer than it asked for."""
-    with client.start_run(name="victim") as run:
+    with client.start_run(name=process.name) as run:
         lease = run.lease(request_for(client, nodes))
         run.extend(lease.deadline + timedelta(minutes=30))
         process.world.sleep(HOLD_S)
@@ -162,7 +162,7 @@ def extended(process: Process, client: Client, nodes: int) -> None:
 
 def replaced(process: Process, client: Client, nodes: int) -> None:
     """A machine is lost and another takes its place: of those in reserve, or a new one."""
-    with client.start_run(name="victim") as run:
+    with client.start_run(name=process.name) as run:
         request = request_for(client, nodes)
         lease = run.lease(replace(request, spares=1 if nodes == 1 else 0))
         lease = run.replace(lease.nodes[0].name)
@@ -172,14 +172,14 @@ def replaced(process: Process, client: Client, nodes: int) -> None:
 
 def begun_and_left(process: Process, client: Client, nodes: int) -> None:
     """A trigger that only begins, and dies before anybody goes on."""
-    run = client.start_run(name="victim")
+    run = client.start_run(name=process.name)
     for pause in run.beginning_in(1, request_for(client, nodes)):
         process.world.sleep(pause)
 
 
 def kept_and_attached(process: Process, client: Client, nodes: int) -> None:
     """One leaves the machines to the next, which takes them over and gives them back."""
-    with client.start_run(name="victim") as run:
+    with client.start_run(name=process.name) as run:
         run.lease(request_for(client, nodes))
         run.keep()
     again = Client.with_services(client.services).attach(run.id)
@@ -201,8 +201,9 @@ LIVES: Final = MappingProxyType(
 
 
 def live(world: World, wire: Wire, life: Life, nodes: int, *, name: str = "run", after_s: float = 0.0) -> Process:
-    """Start a program."""
-    process = Process(world=world, name=name)
+    """Start a program; its run has the name of its process."""
+    key = run_key(run_id_for(SETTINGS.deployment_id, name))
+    process = Process(world=world, name=name, run_key=key, fails=name == "run")
 
     def work() -> None:
         try:

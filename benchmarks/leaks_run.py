@@ -20,6 +20,7 @@ from mlops_sdk.testing.http_cloud.virtual_time import virtual_time
 
 LONG_S: Final = 3000.0
 _PACE: Final = Pace()
+_CONTENDER_S: Final = 150.0
 _COLLECT_EVERY: Final = 100
 _MESSAGES_S: Final = 15.0
 _STANDING: Final = {Kind.FROZEN, Kind.CLOCK_JUMP, Kind.OUTAGE}
@@ -109,18 +110,21 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
     if schedule.tenants:
         _let_tenants_in(world)
     processes: list[Process] = []
-    run = live(world, wire, LIVES[schedule.life], schedule.nodes)
+    runs = [live(world, wire, LIVES[schedule.life], schedule.nodes)]
+    if schedule.contender:
+        begins = world.random.random() * _CONTENDER_S
+        runs.append(live(world, wire, LIVES["release"], 2, name="contender", after_s=begins))
     for number in range(schedule.reapers):
         first = world.random.random() * SETTINGS.lease.reaper_period_s
         reap(world, wire, processes, name=f"reaper-{number}", after_s=first)
-    world.run(LONG_S, lambda: run.dead and not world.late and not world.frozen and not judge.left())
-    processes.append(run)
+    world.run(LONG_S, lambda: _over(world, runs) and not judge.left())
+    processes.extend(runs)
     result = Result(
         schedule=schedule,
         calls=world.calls,
         left=tuple(judge.left()),
         wrong=(*judge.wrong, *judge.touched()),
-        took_s=_took_s(schedule, world, run),
+        took_s=_took_s(schedule, world, runs),
         beyond=len(judge.beyond),
         window=judge.window,
         errors=tuple(_unexpected(processes)),
@@ -133,11 +137,16 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
     return result
 
 
-def _took_s(schedule: Schedule, world: World, run: Process) -> float | None:
+def _over(world: World, runs: Iterable[Process]) -> bool:
+    """Whether nobody of the runs acts any more, also not late."""
+    return all(run.dead for run in runs) and not world.late and not world.frozen
+
+
+def _took_s(schedule: Schedule, world: World, runs: Iterable[Process]) -> float | None:
     kinds = {fault.kind for fault in schedule.plan.values()}
     if schedule.spoiled or world.reapers_failed or kinds & _STANDING:
         return None
-    return world.now - max(run.ended_at, world.last_late)
+    return world.now - max(world.last_late, *(run.ended_at for run in runs))
 
 
 def _spoil(world: World, spoiled: str) -> None:

@@ -33,6 +33,7 @@ class Schedule:
         nodes: How many machines it leases.
         reapers: How many there are.
         tenants: Whether others take each machine as soon as it is free.
+        contender: Whether another run of ours, to which nothing happens, wants machines too.
         spoiled: What fails on the first machine, and how often: ``clean:2``.
         plan: Which call fails how.
     """
@@ -42,13 +43,14 @@ class Schedule:
     nodes: int = 2
     reapers: int = 1
     tenants: bool = False
+    contender: bool = False
     spoiled: str = ""
     plan: dict[int, Fault] = field(default_factory=dict[int, Fault])
 
     def __str__(self) -> str:
         faults = ",".join(f"{k}={fault.kind.name.lower()}:{fault.seconds:g}" for k, fault in sorted(self.plan.items()))
-        tenants = int(self.tenants)
-        return f"{self.seed};{self.life};{self.nodes};{self.reapers};{tenants};{self.spoiled};{faults}"
+        others = self.tenants + 2 * self.contender
+        return f"{self.seed};{self.life};{self.nodes};{self.reapers};{others};{self.spoiled};{faults}"
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
@@ -59,7 +61,7 @@ class Schedule:
         """
         if text.isdigit():
             return draw(int(text))
-        seed, life, nodes, reapers, tenants, spoiled, faults = text.split(";")
+        seed, life, nodes, reapers, others, spoiled, faults = text.split(";")
         plan: dict[int, Fault] = {}
         for each in filter(None, faults.split(",")):
             k, _, fault = each.partition("=")
@@ -70,7 +72,8 @@ class Schedule:
             life=life,
             nodes=int(nodes),
             reapers=int(reapers),
-            tenants=tenants == "1",
+            tenants=bool(int(others) & 1),
+            contender=bool(int(others) & 2),
             spoiled=spoiled,
             plan=plan,
         )
@@ -79,7 +82,7 @@ class Schedule:
 def draw(seed: int) -> Schedule:
     """One with some failures, drawn from a seed."""
     source = random.Random(seed)  # noqa: S311 - of a simulation
-    life, nodes = source.choice(_LIVES), source.choice((1, 1, 1, 1, 2, 3))
+    life, nodes = source.choice(_LIVES), source.choice((*(1,) * 7, 2, 2, 3))
     spoil = source.choice(_SPOILS)
     k = source.randint(1, _CALLS[life] + _MORE * (nodes - 1))
     plan = {k: drawn(source)}
@@ -90,8 +93,9 @@ def draw(seed: int) -> Schedule:
         seed=seed,
         life=life,
         nodes=nodes,
-        reapers=source.choice((1, 1, 2)),
-        tenants=source.random() < 0.5,  # noqa: PLR2004 - a coin
+        reapers=source.choice((1, 1, 1, 2)),
+        tenants=source.choice((False, True)),
+        contender=source.choice((*(False,) * 9, True)),
         spoiled=f"{spoil}:{source.choice((1, 2, 9))}" if spoil else "",
         plan=plan,
     )

@@ -156,6 +156,7 @@ class Process:
 
     Attributes:
         name: For the trace.
+        run_key: Of its run; empty for a reaper.
         fails: Whether its calls count and may fail.
         dead: Nothing it sends arrives any more.
         frozen_until: It stands still until then.
@@ -164,6 +165,7 @@ class Process:
 
     world: World
     name: str
+    run_key: str = ""
     fails: bool = True
     dead: bool = False
     ended_at: float = 0.0
