@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -16,10 +17,13 @@ from mlops_sdk.errors import MlopsError
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeCloud
+from mlops_sdk.testing.faults import Crash
 
 pytestmark = pytest.mark.slow  # ten seconds of CPU; the single steps are in tests/unit/run
 
 SECONDS = st.sampled_from([1, 5, 15, 25, 60, 200])
+WHO = st.sampled_from([0, 1])
+CRASH = st.none() | st.integers(1, 40)  # at which outside call of a step its process dies, if it makes so many
 
 
 class ByHand:
@@ -31,7 +35,7 @@ class ByHand:
 
 
 class Life(RuleBasedStateMachine):
-    """Two processes of one preemptible run, a run of a higher priority, the reaper, and time."""
+    """Two processes of one preemptible run, which die anywhere, a run of a higher priority, the reaper, and time."""
 
     @initialize()
     def begin(self) -> None:
@@ -40,7 +44,7 @@ class Life(RuleBasedStateMachine):
         self.cloud.settings = self.cloud.settings.model_copy(update={"lease": lease})
         self.processes = [self.start() for _ in range(2)]
         self.urgent = self.cloud.client(keeper=ByHand()).start_run(name="urgent")
-        self.lease(0)
+        self.processes[0].lease(self.request(60))
 
     def start(self) -> Run:
         return self.cloud.client(keeper=ByHand()).start_run(name="nightly")
@@ -56,38 +60,53 @@ class Life(RuleBasedStateMachine):
             hold_on_failure_s=30.0,
         )
 
-    @rule(who=st.sampled_from([0, 1]))
-    def lease(self, who: int) -> None:
-        with suppress(MlopsError):
-            self.processes[who].lease(self.request(60))
+    def step(self, who: int, crash: int | None, what: Callable[[Run], object]) -> None:
+        """One process does something; what is refused is refused, and one that dies is followed by another."""
+        self.cloud.faults.clear()
+        if crash is not None:
+            self.cloud.faults.fail_at("*", crash, error=Crash())
+        died = False
+        try:
+            what(self.processes[who])
+        except MlopsError:
+            pass
+        except Crash:
+            died = True
+        if died:
+            self.processes[who].close()
+        self.cloud.faults.clear()
+        if died:
+            self.processes[who] = self.start()
 
-    @rule(who=st.sampled_from([0, 1]), seconds=SECONDS)
-    def extend(self, who: int, seconds: int) -> None:
-        with suppress(MlopsError):
-            run = self.processes[who]
-            run.extend(run.deadline + timedelta(seconds=seconds))
+    @rule(who=WHO, crash=CRASH)
+    def lease(self, who: int, crash: int | None) -> None:
+        self.step(who, crash, lambda run: run.lease(self.request(60)))
 
-    @rule(who=st.sampled_from([0, 1]))
-    def hold(self, who: int) -> None:
-        with suppress(MlopsError):
-            self.processes[who].hold()
+    @rule(who=WHO, crash=CRASH, seconds=SECONDS)
+    def extend(self, who: int, crash: int | None, seconds: int) -> None:
+        self.step(who, crash, lambda run: run.extend(run.deadline + timedelta(seconds=seconds)))
 
-    @rule(who=st.sampled_from([0, 1]), seconds=SECONDS)
-    def park(self, who: int, seconds: int) -> None:
-        with suppress(MlopsError):
-            self.processes[who].park(seconds)
+    @rule(who=WHO, crash=CRASH)
+    def hold(self, who: int, crash: int | None) -> None:
+        self.step(who, crash, lambda run: run.hold())
 
-    @rule(who=st.sampled_from([0, 1]))
-    def release(self, who: int) -> None:
-        with suppress(MlopsError):
-            self.processes[who].release(EndReason.FINISHED)
+    @rule(who=WHO, crash=CRASH, seconds=SECONDS)
+    def park(self, who: int, crash: int | None, seconds: int) -> None:
+        self.step(who, crash, lambda run: run.park(seconds))
 
-    @rule(who=st.sampled_from([0, 1]))
-    def next_generation(self, who: int) -> None:
-        with suppress(MlopsError):
-            self.processes[who].next_generation()
+    @rule(who=WHO, crash=CRASH)
+    def beat(self, who: int, crash: int | None) -> None:
+        self.step(who, crash, lambda run: run._heartbeat._again())
 
-    @rule(who=st.sampled_from([0, 1]))
+    @rule(who=WHO, crash=CRASH)
+    def release(self, who: int, crash: int | None) -> None:
+        self.step(who, crash, lambda run: run.release(EndReason.FINISHED))
+
+    @rule(who=WHO, crash=CRASH)
+    def next_generation(self, who: int, crash: int | None) -> None:
+        self.step(who, crash, lambda run: run.next_generation())
+
+    @rule(who=WHO)
     def another_process(self, who: int) -> None:
         self.processes[who].close()
         self.processes[who] = self.start()
