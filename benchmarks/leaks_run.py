@@ -39,6 +39,7 @@ class Result:
             reapers themselves failed, or the clock, so that no bound is promised.
         beyond: How often a request that was longer under way than cleaning takes met the next tenant.
         window: How often a lease was taken that was renewed between the look and the act.
+        ended: Names of the library's errors that the runs ended with.
         errors: What ended a process other than an error of the library.
         trace: One line a call, if it was asked for.
     """
@@ -50,6 +51,7 @@ class Result:
     took_s: float | None = None
     beyond: int = 0
     window: int = 0
+    ended: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
 
@@ -127,6 +129,7 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
         took_s=_took_s(schedule, world, runs),
         beyond=len(judge.beyond),
         window=judge.window,
+        ended=tuple(type(error).__name__ for run in runs for error in run.errors),
         errors=tuple(_unexpected(processes)),
         trace=tuple(world.trace or ()),
     )

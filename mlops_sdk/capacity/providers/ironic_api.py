@@ -183,10 +183,9 @@ class IronicApi(BaremetalApi):
             for key, moment in times.items()
         ]
         path = f"/v1/allocations/{name}"
-        reply = self._cloud.request(
-            "baremetal", "PATCH", path, body=patch, headers=_HEADERS, accept={_NOT_FOUND, _CONFLICT}
-        )
-        return reply.status not in {_NOT_FOUND, _CONFLICT}
+        # a 409 is no proof that it is gone: the next beat tries again
+        reply = self._cloud.request("baremetal", "PATCH", path, body=patch, headers=_HEADERS, accept={_NOT_FOUND})
+        return reply.status != _NOT_FOUND
 
     def delete_allocation(self, name: str) -> bool:
         """Delete; False when it was gone."""

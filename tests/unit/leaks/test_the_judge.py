@@ -39,6 +39,16 @@ def test_without_any_reaper_a_crash_leaves_everything():
     assert {words.split()[0] for words in left} >= {"allocation", "machine", "credential"}
 
 
+@pytest.mark.parametrize("kind", ["conflict", "throttled", "error", "error_done", "expired", "lost_reply", "timeout"])
+def test_no_single_failure_of_a_renewal_costs_the_lease(kind):
+    """Seed 5, call 61: a 409 to a renewal counted as "the allocation is gone"."""
+    with stage():
+        trace = run_schedule(Schedule.parse("5;release;1;1;0;;"), traced=True).trace
+    renewals = [line.split()[1] for line in trace if " PATCH /v1/allocations" in line and line.endswith("200")]
+    assert renewals
+    assert [k for k in renewals if result(f"5;release;1;1;0;;{k}={kind}:0").ended] == []
+
+
 def test_machines_leased_by_hand_leak():
     with stage():
         assert sum(leaks_by_hand(draw(seed)) for seed in range(40)) > 0
