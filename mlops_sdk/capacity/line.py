@@ -7,6 +7,7 @@ to the same answer, so nobody has to run a server. A ticket that nobody renews s
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,11 +30,12 @@ from mlops_sdk.capacity.queue_view import QueueView
 from mlops_sdk.capacity.use import used_by_owner
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings
-from mlops_sdk.errors import NoCapacity, RemoteError
+from mlops_sdk.errors import DamagedObject, NoCapacity, RemoteError
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.steps import Steps, pauses
 
+_LOG = logging.getLogger(__name__)
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 _FORGOTTEN_AFTER: Final = 10  # renewal times: then whoever sees a dead ticket removes it
 _RENEWED_WITH: Final = 0.75  # of the renewal time left, a ticket is written again
@@ -148,8 +150,11 @@ class Line:
         for (key, generation), markers in victims.items():
             ends_at = min(markers[0].deadline, now + timedelta(seconds=self._settings.notice_s))
             notice = Notice(ends_at=ends_at, reason=EndReason.PREEMPTED, by=turn.ticket.run_key)
-            orders = OrderBook(self._store, key, generation).change(partial(noticed, notice=notice))
-            self._end_at(markers, orders)
+            try:
+                orders = OrderBook(self._store, key, generation).change(partial(noticed, notice=notice))
+                self._end_at(markers, orders)
+            except (RemoteError, DamagedObject) as error:  # told at the next look, by us or by another one
+                _LOG.warning("run %s could not be given notice: %s", key, error)
 
     def _end_at(self, markers: Sequence[Marker], orders: Orders) -> None:
         """Let the machines of a run that was given notice carry its end. It is renewed no further than it was."""
@@ -182,8 +187,13 @@ class Line:
     def _told(self, markers: Iterable[Marker]) -> dict[tuple[str, int], Notice]:
         """The notices that preemptible leases were given, by run and generation."""
         leases = {(_key_of(marker), marker.generation) for marker in markers}
-        orders = {lease: OrderBook(self._store, *lease).read() for lease in leases}
-        return {lease: found.notice for lease, found in orders.items() if found.notice is not None}
+        told: dict[tuple[str, int], Notice] = {}
+        for lease in leases:
+            with suppress(DamagedObject):  # of one run; it must not stop everybody
+                orders = OrderBook(self._store, *lease).read()
+                if orders.notice is not None:
+                    told[lease] = orders.notice
+        return told
 
     def _back_by(self, now: datetime) -> datetime:
         """When a machine that nobody holds, but that is not free, is back at the latest."""

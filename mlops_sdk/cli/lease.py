@@ -23,7 +23,7 @@ from mlops_sdk.capacity.report import report_leases
 from mlops_sdk.cli.columns import print_columns
 from mlops_sdk.cli.hold import acquire, extend, login, quote, release, replace
 from mlops_sdk.client import Client
-from mlops_sdk.errors import MlopsError
+from mlops_sdk.errors import DamagedObject, MlopsError
 from mlops_sdk.names import run_key
 from mlops_sdk.objects import ObjectStore
 
@@ -146,8 +146,13 @@ def _lease_of(marker: Marker | None) -> tuple[str, int]:
 
 def _notes(store: ObjectStore, markers: Iterable[Marker]) -> dict[tuple[str, int], str]:
     """What was decided about the leases, in words, for those where something was."""
-    leases = {_lease_of(marker) for marker in markers}
-    return {found: OrderBook(store, *found).read().words(found[0]) for found in leases}
+    notes: dict[tuple[str, int], str] = {}
+    for found in {_lease_of(marker) for marker in markers}:
+        try:
+            notes[found] = OrderBook(store, *found).read().words(found[0])
+        except DamagedObject as error:
+            notes[found] = error.what
+    return notes
 
 
 def _turn(provider: str, turn: Turn) -> dict[str, Any]:

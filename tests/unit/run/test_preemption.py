@@ -6,13 +6,15 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest, Priority
 from mlops_sdk.capacity.lifecycle import EndReason
-from mlops_sdk.errors import LeaseLost, Preempted
+from mlops_sdk.cli.main import main
+from mlops_sdk.errors import DamagedObject, LeaseLost, Preempted, ServiceUnavailable
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Lease, Run
-from mlops_sdk.steps import Steps
+from mlops_sdk.steps import Steps, drive
 from mlops_sdk.testing.cloud import FakeCloud
 from mlops_sdk.testing.faults import Crash
 
@@ -155,6 +157,37 @@ def test_who_gives_up_before_the_notice_is_over_tells_nobody(cloud):
     waiting = high.leasing(request(cloud, 2, wait_s=NOTICE_S - 1, priority=Priority.URGENT))
     let_pass(cloud, 10, low, high, waiting=waiting)
     assert low.ending() is None
+
+
+def test_damaged_orders_of_one_run_stop_nobody_and_are_shown(cloud, monkeypatch):
+    monkeypatch.setattr("mlops_sdk.cli.lease.Client", cloud.client)
+    low = batch(cloud, 3)
+    cloud.services().store.put(f"orders/{low.key}-g1.json", b"{}")
+    high, waiting = urgent(cloud, nodes=1)
+    assert len(drive(waiting, cloud.clock).nodes) == 1
+    second = start(cloud, "another")
+    next(second.leasing(request(cloud, 4, wait_s=600, priority=Priority.URGENT)))  # it cannot be told
+    shown = CliRunner().invoke(main, ["lease", "list"], catch_exceptions=False).output
+    assert f"object 'orders/{low.key}-g1.json' does not hold the orders about a lease" in shown
+    with pytest.raises(DamagedObject):
+        low._heartbeat.beat()
+    low.raise_if_lost()  # it is renewed all the same
+    for run in (low, high, second):
+        run.release()
+    assert not cloud.held
+
+
+def test_who_cannot_be_told_now_is_told_at_the_next_look(cloud):
+    low = batch(cloud)
+    known = cloud.faults.calls.count("set_times")
+    cloud.faults.fail_at("set_times", known + 1, error=ServiceUnavailable("no answer"))
+    high, waiting = urgent(cloud)
+    let_pass(cloud, 10, high, waiting=waiting)
+    low._heartbeat._again()
+    assert low.ending() is not None
+    ends = {found.marker.deadline for found in cloud.allocations.values() if found.marker and found.name.endswith("-0")}
+    assert low.held is not None
+    assert low.held.deadline in ends
 
 
 def test_what_was_promised_to_somebody_else_cannot_be_extended(cloud):
