@@ -33,7 +33,7 @@ from mlops_sdk.errors import ServiceUnavailable
 
 _UNKNOWN_POLLS = 5
 _DELETIONS = 3
-_AGAIN_S = 30.0
+_AGAIN_POLLS = 10  # so long a deletion that failed may still be told as one that goes on
 _WORST = (Outcome.NOT_CLEAN, Outcome.UNPROVEN, Outcome.CLEANED, Outcome.NEVER_DEPLOYED)
 Child = Port | Volume
 
@@ -118,6 +118,7 @@ class ServerReturn(Returning):
             reason=self._reason,
             released_by=self._party.by,
             provision_state=self._state(last),
+            power_state="off" if outcome is Outcome.CLEANED and node_id and not child else "",
             cleaned_at=self._cleaned_at,
             last_error=self._words if outcome in {Outcome.NOT_CLEAN, Outcome.PENDING, Outcome.UNPROVEN} else "",
             started_at=to_iso(self._started_at) if self._started_at else "",
@@ -218,7 +219,8 @@ class ServerReturn(Returning):
     def _is_stuck(self, server: Server, seen: _Seen) -> bool:
         """Its host failed to end it: Nova then says ERROR, and goes on saying that it is being deleted."""
         waited = self._party.clock.monotonic() - seen.asked_at
-        return server.status == "ERROR" and (not seen.deletions or waited >= _AGAIN_S)
+        again_s = _AGAIN_POLLS * self._party.settings.lease.poll_s
+        return server.status == "ERROR" and (not seen.deletions or waited >= again_s)
 
     def _delete_server(self, server: Server, seen: _Seen, *, force: bool) -> None:
         with self._party.boundary("machine.tear_down", self.name, node_id=server.id, provision_state=server.status):
