@@ -144,6 +144,7 @@ def test_more_machines_than_there_are_is_no_capacity_and_holds_nothing(client: C
     assert proof.complete, proof.missing
 
 
+@pytest.mark.slow
 def test_a_request_may_name_the_machines_and_the_project(client: Client, baremetal: IronicApi, stack: Any):
     wanted = max(m.name for m in baremetal.list_machines() if m.resource_class == CLASS)
     projects = stack.admin["projects"]

@@ -59,6 +59,7 @@ def test_a_failed_tear_down_is_shown_and_finished_by_the_reaper(client: Client, 
     eventually(lambda: run.prove().complete, within_s=limit, what="the reaper tears it down again")
 
 
+@pytest.mark.slow
 def test_a_failed_cleaning_is_tried_again_by_the_reaper_and_proven_by_its_steps(client: Client, fault: Any):
     run = client.start_run()
     run.lease(request())
