@@ -12,6 +12,7 @@ from typing import Final
 
 CARD_TRAIT: Final = "CUSTOM_GPU_A100_80GB"
 MIG_CLASS: Final = "CUSTOM_MIG_1G_10GB"
+NETWORK: Final = "machines"
 _PINNED: Final = {"hw:cpu_policy": "dedicated", "hw:numa_nodes": "1"}
 
 
@@ -50,3 +51,17 @@ FLAVORS: Final = (
     ),
     Flavor(name="cpu.small", vcpus=1, memory_mib=2_048, disk_gib=10),
 )
+
+EXPECTED: Final[Mapping[str, Mapping[str, str | int | bool]]] = {
+    "gpu.a100.pt": {
+        "delivery": "passthrough",
+        "accelerators": 1,
+        "numa_affinity": "required",
+        "numa_nodes": 1,
+        "pinned": True,
+        "placement_class": CARD_TRAIT,
+    },
+    "gpu.a100.vgpu": {"delivery": "vgpu", "accelerators": 1, "card": "A100 80GB", "pinned": True},
+    "gpu.a100.mig": {"delivery": "mig", "accelerators": 1, "card": "A100 80GB", "pinned": True},
+    "cpu.small": {"delivery": "none"},
+}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mlops_sdk.identity.s3_policy import ROLE_NAME
+from mlops_sdk.local.flavors import EXPECTED, NETWORK
+from mlops_sdk.local.inventory import IMAGE_NAME
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identity
@@ -29,8 +31,8 @@ PRICES: Final = {"gpu.h200.8x": 0.0083}
 COST: Final = {"storage_gib_month": 0.02, "serving_second": 0.0005}
 
 
-def write_settings(site: Site) -> None:
-    """Write all three, each atomically."""
+def write_settings(site: Site, *, nova: bool = False) -> None:
+    """Write all three, each atomically; with `nova`, servers of it can be leased too."""
     auth_url = f"{site.url('keystone')}/v3"
     found = identity(site)
     user = {"username": "mlops", "password": site.secrets.keystone_mlops, "project_name": OUR_PROJECT}
@@ -39,8 +41,8 @@ def write_settings(site: Site) -> None:
         "application_credential_secret": site.secrets.reaper_credential,
     }
     common = {"auth_url": auth_url, "region": REGION}
-    write_private(site.layout.client_toml, to_toml(_settings(site, {**common, **user})))
-    of_reaper = _settings(site, {**common, **reaper})
+    write_private(site.layout.client_toml, to_toml(_settings(site, {**common, **user}, nova=nova)))
+    of_reaper = _settings(site, {**common, **reaper}, nova=nova)
     of_reaper["lease"] = {**LEASE, "metrics_file": str(site.layout.reaper_figures)}
     write_private(site.layout.reaper_toml, to_toml(of_reaper))
     write_private_json(
@@ -72,7 +74,7 @@ def to_toml(value: Mapping[str, Any], *, inside: str = "") -> str:
     return "\n".join((*plain, *text)) + "\n"
 
 
-def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
+def _settings(site: Site, keystone: Mapping[str, str], *, nova: bool) -> dict[str, Any]:
     keys = s3_keys(site, "mlops")
     return {
         "deployment_id": site.secrets.deployment_id,
@@ -95,4 +97,5 @@ def _settings(site: Site, keystone: Mapping[str, str]) -> dict[str, Any]:
         "lease": LEASE,
         "node_seconds_price": dict(PRICES),
         "cost": dict(COST),
+        **({"nova": {"networks": [NETWORK], "image": IMAGE_NAME, "flavors": EXPECTED}} if nova else {}),
     }

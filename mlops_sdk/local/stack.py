@@ -63,7 +63,11 @@ def services_of(
         keystone_service(site),
         *ceph_services(site, network=("network",)),
         ironic_service(site, needs=(), faults=faults),
-        Service(name="settings", needs=("keystone", "ceph-rgw"), prepare=lambda: write_settings(site)),
+        Service(
+            name="settings",
+            needs=("keystone", "ceph-rgw"),
+            prepare=lambda: write_settings(site, nova=COMPUTE in profiles),
+        ),
         *machine_services(site, network, faults=faults),
         serving_service(site, network),
         *airflow_services(

@@ -11,7 +11,7 @@ from typing import Any, Final
 from openstack.connection import Connection
 
 from mlops_sdk.errors import StackError
-from mlops_sdk.local.flavors import FLAVORS, MIG_CLASS, Flavor
+from mlops_sdk.local.flavors import FLAVORS, MIG_CLASS, NETWORK, Flavor
 from mlops_sdk.local.inventory import IMAGE_NAME
 from mlops_sdk.local.layout import write_private_json
 from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, connect, identity
@@ -19,7 +19,6 @@ from mlops_sdk.local.site import Site
 
 HOST: Final = "gpu-host-1"
 PHYSICAL_NETWORK: Final = "machines"
-NETWORK: Final = "machines"
 _SUBNET: Final = "machines-v4"
 _FIRST, _LAST = 100, 179  # of the stack's subnet: below are the machines behind BMCs, above static hosts
 _INSTANCES: Final = {OUR_PROJECT: 12, OTHER_PROJECT: 2}

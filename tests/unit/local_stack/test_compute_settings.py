@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from mlops_sdk.capacity.accelerators import card_named
+from mlops_sdk.capacity.flavors import Flavor as NovaFlavor
+from mlops_sdk.capacity.flavors import check_flavor
+from mlops_sdk.config import NovaSettings
 from mlops_sdk.local import secrets
 from mlops_sdk.local.addresses import choose_or_load
-from mlops_sdk.local.flavors import CARD_TRAIT, FLAVORS, MIG_CLASS
+from mlops_sdk.local.flavors import CARD_TRAIT, EXPECTED, FLAVORS, MIG_CLASS, NETWORK
 from mlops_sdk.local.layout import Layout, Tools
 from mlops_sdk.local.service import Service, in_start_order, with_needs
 from mlops_sdk.local.services.compute import compute_services
@@ -135,3 +138,18 @@ def test_novas_alias_names_the_devices_that_the_host_reports(
     assert [d["numa_node"] for d in hardware.pci_devices()] == [0, 0, 1, 1]
     (passthrough,) = [f for f in FLAVORS if "pci_passthrough:alias" in f.extra_specs]
     assert passthrough.extra_specs["pci_passthrough:alias"] == f"{alias['name']}:1"
+
+
+def test_what_the_settings_expect_of_the_flavors_is_what_they_give():
+    nova = NovaSettings.model_validate({"networks": [NETWORK], "image": "i", "flavors": EXPECTED})
+    assert set(nova.flavors) == {flavor.name for flavor in FLAVORS}
+    for made in FLAVORS:
+        shown = NovaFlavor(
+            id="1",
+            name=made.name,
+            vcpus=made.vcpus,
+            ram_mb=made.memory_mib,
+            disk_gb=made.disk_gib,
+            specs=made.extra_specs,
+        )
+        check_flavor(shown, expected=nova.flavors[made.name].expected)
