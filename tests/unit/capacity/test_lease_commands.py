@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.cli import hold, lease
+from mlops_sdk.cli.main import main
 from mlops_sdk.testing.cloud import FakeCloud
 
 
@@ -47,3 +48,37 @@ def test_machines_of_every_provider_are_listed_and_a_host_that_is_out_can_be_cle
     cloud.hosts.host("pool-01").fails.clear()
     assert shown("clean", "pool-01") == "pool-01: 1 processes ended\n"
     assert "out:" not in shown("list")
+
+
+def test_a_person_replaces_a_machine_on_his_word(cloud):
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    with cloud.client().start_run() as run:
+        lost, other = run.lease(LeaseRequest(nodes=2, spares=1, resource_class="gpu.h200.8x", deadline=deadline)).nodes
+        (spare,) = run.held.spares
+        cloud.machines[lost.id].fails.add("bmc")
+        refused = CliRunner().invoke(main, ["lease", "replace", run.key, lost.name])
+        assert refused.exit_code == 1
+        assert "unfenced" in refused.output
+        word = ("--unfenced", "ada pulled the plug")
+        assert shown("replace", run.key, lost.name, *word) == f"run {run.key} works on {spare.name}, {other.name}\n"
+        rows = {row["machine"]: row["held_by"] for row in json.loads(shown("list", "--json"))}
+        assert rows[spare.name] == f"ml-{run.key}-g1-2"
+        assert rows[lost.name] == ""
+
+
+def test_a_machine_of_ironic_that_is_out_can_be_cleaned(cloud):
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    machine = cloud.machines[next(iter(cloud.machines))]
+    machine.fails.add("clean")
+    with cloud.client().start_run() as run:
+        run.lease(LeaseRequest(nodes=1, resource_class="gpu.h200.8x", deadline=deadline))
+    cloud.reaper().reap_once()
+    assert "clean failed, in maintenance: mlops: 'clean failed' after ml-" in shown("list")
+    machine.fails.clear()
+    assert shown("clean", machine.shown.name) == "gpu-01: clean, back in the pool (deploy.erase_devices)\n"
+    assert "mlops:" not in shown("list")
+
+
+def test_a_quote_counts_the_spares(cloud):
+    found = json.loads(shown("quote", "--nodes", "2", "--spares", "1", "--class", "gpu.h200.8x", "--json"))
+    assert found["total"] == 108.0
