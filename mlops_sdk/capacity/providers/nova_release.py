@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.fence import Claim
-from mlops_sdk.capacity.lease import EndReason, Marker, to_iso
+from mlops_sdk.capacity.lease import EndReason, Marker, from_iso, to_iso
 from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Entitled, Party, Returning
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
@@ -315,7 +315,9 @@ class ServerReturn(Returning):
                 self._words = words
             found.append(outcome)
             self._gone.insert(0, f"server {server_id}: {words}")
-            self._cleaned_at = at or self._cleaned_at
+            self._cleaned_at = to_iso(from_iso(at)) if at else self._cleaned_at
+            volumes = seen.volumes if seen is not None else ()
+            self._gone.extend(f"volume {volume} gone with it" for volume in volumes if volume not in self._seen)
         self._servers = {key: _as_gone(server) for key, server in self._servers.items()}
         return min(found, key=_WORST.index)
 

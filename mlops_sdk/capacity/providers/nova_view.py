@@ -63,6 +63,11 @@ class Server:
         """Ids of the ports and volumes that were made for it."""
         return frozenset(f"{self.metadata.get(PORTS, '')} {self.metadata.get(VOLUMES, '')}".split())
 
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """Ids of the volumes that were made for it."""
+        return tuple(self.metadata.get(VOLUMES, "").split())
+
     def __str__(self) -> str:
         doing = f", {self.task}" if self.task else ""
         return f"{self.name} ({self.id}): {self.status}{doing}{f': {self.fault}' if self.fault else ''}"

@@ -153,23 +153,21 @@ def test_leases_on_the_real_nova_keep_the_contract(check: Callable[[Bench], None
         take_back_servers(compute.operator())
 
 
-def test_a_machine_is_one_that_lets_us_in_and_its_disks_go_with_it(site: Site):
-    """With a volume besides, where the cloud has Cinder."""
-    site = Site(site.compute, data_volume_gib=1)
+@pytest.mark.parametrize("volumes", [{"data_volume_gib": 1}, {"root_volume_gib": 1, "data_volume_gib": 1}])
+def test_a_machine_is_one_that_lets_us_in_and_its_disks_go_with_it(site: Site, volumes: dict[str, int]):
+    site = Site(site.compute, **volumes)
     grant = lease(site, MIG)
     (node,) = site.bench.drive(site.open().acquire(grant))
     assert (node.gpus, node.traits, node.resource_class) == (1, ("CUSTOM_GPU_A100_80GB",), MIG)
     assert log_in(grant, node, ["hostname"]).strip() == node.name
-    assert [thing.split()[0] for thing in site.left] == ["Server", "Port", "Volume"]
-    assert {item.kind: item.parent for item in site.open().list_owned()} == {
-        "server": "",
-        "port": node.id,
-        "volume": node.id,
-    }
+    assert [thing.split()[0] for thing in site.left] == ["Server", "Port", *["Volume"] * len(volumes)]
+    parents = {item.kind: item.parent for item in site.open().list_owned()}
+    assert parents == {"server": "", "port": node.id, "volume": node.id}
     (evidence,) = site.bench.release(grant)
     assert evidence.outcome is Outcome.CLEANED
     assert evidence.steps[0] == f"server {node.id}: its host deleted the guest and its disk"
-    assert evidence.cleaned_at
+    assert sum("volume" in step for step in evidence.steps) == len(volumes)
+    assert evidence.cleaned_at.endswith("+00:00")
     assert site.left == []
     seen = site.open().inspect(Held(name=grant.name(0), node_id=node.id, deployed=True))
     assert (seen.standing, seen.outcome) == (Standing.ENDED, Outcome.CLEANED)
