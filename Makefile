@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-compute demo check test test-full up down clean bench lock
+.PHONY: help setup setup-compute demo check test test-full mutation up down clean bench lock
 
 bin := .venv/bin
 packages := infra/local/setup/system_packages.sh
@@ -50,6 +50,9 @@ test-full: setup-compute  ## test, plus the slow tiers
 	@$(environments) base
 	@echo "[test-full] every tier"
 	@$(bin)/python -m pytest $(two_processes) --durations=25 $(ARGS)
+
+mutation: setup  ## change the decisions of leases, fence and reaper a little, and see whether a test notices
+	@tests/mutation/run.sh $(ARGS)
 
 up: setup  ## the embedded stack, in the foreground; Ctrl-C ends it
 	@$(bin)/mlops local up $(ARGS)

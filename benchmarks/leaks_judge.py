@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mlops_sdk.capacity.lease import Marker, from_iso, overdue
 from mlops_sdk.names import parse_resource_name
@@ -127,7 +127,7 @@ class Judge:
     def _alive(self, run_key: str, generation: int) -> float | None:
         """For how many seconds this generation's last heartbeat is good; None when there is none."""
         body = self._world.cloud.s3.objects.get(f"{self._bucket}/runs/{run_key}/heartbeat.json")
-        beat = json.loads(body) if body else {}
+        beat: dict[str, Any] = json.loads(body or b"{}")
         if beat.get("generation") != generation:
             return None
         return (from_iso(beat["renewed_until"]) - self._world.cloud.ironic.now()).total_seconds()

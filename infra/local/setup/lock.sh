@@ -26,6 +26,8 @@ main() {
     "${compile[@]}" requirements/compute.in -o requirements/compute.txt
     say "vllm: what the serving host needs"
     "${compile[@]}" --override requirements/without-vision.txt requirements/vllm.in -o requirements/vllm.txt
+    say "mutation: what tests/mutation/run.sh adds to main"
+    "${compile[@]}" --no-deps requirements/mutation.in -o requirements/mutation.txt
     say "uv: the installer"
     "${compile[@]}" requirements/uv.in -o requirements/uv.txt
 }
