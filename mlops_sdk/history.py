@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from mlops_sdk.capacity.cost import Interval
-from mlops_sdk.capacity.evidence import NodeEvidence
+from mlops_sdk.capacity.evidence import NodeEvidence, Outcome
 from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, LeaseRequest, from_iso, priority_of, to_iso
 from mlops_sdk.capacity.lifecycle import OVER, EndReason, LeaseEvent, LeaseState, advance
 from mlops_sdk.capacity.members import Replacement, begun, ended, given_up
@@ -29,6 +29,11 @@ class Piece:
     deployed: bool = False
     failed: str = ""
     evidence: NodeEvidence | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether what became of it was written down: its cleaning has ended, too."""
+        return self.evidence is not None and self.evidence.outcome is not Outcome.PENDING
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,8 +79,8 @@ class Generation:
 
     @property
     def returned(self) -> bool:
-        """Whether the return of every machine that it ever had was written down."""
-        return bool(self.pieces) and all(piece.evidence is not None for piece in self.pieces.values())
+        """Whether what became of every machine that it ever had was written down."""
+        return bool(self.pieces) and all(piece.ended for piece in self.pieces.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,7 +247,10 @@ def _apply(generation: Generation, entry: Entry) -> None:
             generation.replacements = begun(generation.replacements, lost, by, str(data.get("unfenced", "")))
     elif entry.action in _OF_A_PIECE:
         _apply_piece(generation.pieces.setdefault(entry.resource, Piece(name=entry.resource)), entry)
-    _happen(generation, _EVENTS.get((entry.action, entry.kind)), entry)
+    event = _EVENTS.get((entry.action, entry.kind))
+    if event is LeaseEvent.RETURNED and Outcome.PENDING.value in dict(data.get("outcomes", {})).values():
+        event = None  # its cleaning goes on: whoever sees the end of it writes that down
+    _happen(generation, event, entry)
     _end(generation, entry)
 
 

@@ -346,7 +346,7 @@ class Reaper:
         And one that did get back, while nobody looked, has its end written down: what it cost counts until then.
         """
         piece = self._piece(held.name)
-        if standing is Standing.UNFINISHED or (piece is not None and piece.evidence is None):
+        if standing is Standing.UNFINISHED or (piece is not None and not piece.ended):
             known = replace(held, since=piece.since, deployed=piece.deployed) if piece is not None else held
             self._begin(provider, known, EndReason.NOT_RENEWED, claim.resource_id)
             return

@@ -1,6 +1,6 @@
 """What a run does about machines that nobody sees any more: evidence first, then replacement. On a cloud in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -55,12 +55,13 @@ def eyes(cloud: FakeCloud) -> Eyes:
 
 
 @pytest.fixture
-def run(cloud: FakeCloud, eyes: Eyes) -> Run:
+def run(cloud: FakeCloud, eyes: Eyes) -> Iterator[Run]:
     run = cloud.client().start_run(name="nightly")
     deadline = cloud.clock.now() + timedelta(hours=1)
     run.lease(LeaseRequest(nodes=2, spares=1, resource_class="gpu.h200.8x", deadline=deadline))
     eyes.alive.append(run)
-    return run
+    yield run
+    run.close()
 
 
 FOR_EVER = 10**6
@@ -122,6 +123,7 @@ def test_a_single_machine_is_lost_when_its_bmc_says_that_it_is_off(cloud, eyes):
     machine = cloud.machines[only.id]
     machine.shown = replace(machine.shown, power_state="power off")
     assert repair(run, eyes).nodes != (only,)
+    run.close()
 
 
 def test_a_lost_machine_without_its_bmc_stops_the_repair_with_what_to_do(cloud, run, eyes):

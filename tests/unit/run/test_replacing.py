@@ -9,6 +9,7 @@ import pytest
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.members import Replacement
+from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.providers.ironic import IronicLeases
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed, NotFenced
 from mlops_sdk.run import Lease, Run
@@ -29,6 +30,14 @@ def request(cloud: FakeCloud, nodes: int = 2, **changes) -> LeaseRequest:
 
 def machine_of(cloud: FakeCloud, lease: Lease, position: int = 0) -> FakeMachine:
     return cloud.machines[lease.nodes[position].id]
+
+
+def adopted(cloud: FakeCloud, run: Run) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """What another process finds that the run holds: machines that work, and spares."""
+    other = cloud.client().attach(run.id)
+    lease = other.lease()
+    other.close()
+    return lease.nodes, lease.spares
 
 
 def nothing_is_left(cloud: FakeCloud) -> bool:
@@ -52,8 +61,7 @@ def test_spares_are_leased_along_and_given_back(cloud):
         assert len(lease.nodes) == 2
         assert len(lease.spares) == 1
         assert len(cloud.held) == 3
-        again = cloud.client().attach(run.id).lease()
-        assert (again.nodes, again.spares) == (lease.nodes, lease.spares)
+        assert adopted(cloud, run) == (lease.nodes, lease.spares)
     assert nothing_is_left(cloud)
     assert run.prove().complete
 
@@ -100,7 +108,7 @@ def test_a_spare_takes_the_place_of_a_lost_machine_that_is_off_by_then(cloud):
         settled(cloud, run)
         assert lost.shown.provision_state == "available"
         run.raise_if_lost()
-        assert cloud.client().attach(run.id).lease().nodes == now.nodes
+        assert adopted(cloud, run)[0] == now.nodes
     assert nothing_is_left(cloud)
     assert run.prove().complete
     (paid,) = [i for i in run.history().intervals if i.node_id == lost.shown.id]
@@ -186,7 +194,7 @@ def test_two_processes_that_replace_the_same_machine_end_with_one_in_its_place(a
             ended.append(stop.value)
             both[who] = None
     assert len(ended) == 2
-    assert ended[-1].nodes == cloud.client().attach(run.id).lease().nodes
+    assert ended[-1].nodes == adopted(cloud, run)[0]
     assert lease.nodes[0] not in ended[-1].nodes
     assert len({node.id for node in ended[-1].nodes}) == 2
     other.close()

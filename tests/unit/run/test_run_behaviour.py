@@ -7,6 +7,7 @@ import pytest
 
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.lifecycle import LeaseState
 from mlops_sdk.errors import DamagedObject, LeaseLost, MlopsError, NoCapacity, NodeFailed, ServiceUnavailable
 from mlops_sdk.journal import EntryKind
 from mlops_sdk.proof import ProofKind
@@ -254,3 +255,19 @@ def test_an_unknown_run_is_an_error_with_a_next_step(cloud):
     with pytest.raises(MlopsError) as caught:
         cloud.client().attach("aaaaaaaaaaaa")
     assert "runs list" in caught.value.next_step
+
+
+def test_a_lease_is_released_when_its_cleaning_has_ended_and_not_before(cloud):
+    run = cloud.client().start_run(name="slow to clean")
+    (node,) = run.lease(request(cloud, nodes=1)).nodes
+    machine = cloud.machines[node.id]
+    begin = cloud.clean
+    cloud.clean = lambda found: cloud.change(found, to="cleaning", after_s=10**6, then="clean")
+    (evidence,) = run.release()
+    assert evidence.outcome is Outcome.PENDING
+    assert run.history().latest.state is LeaseState.RELEASING
+    begin(machine)
+    cloud.clock.sleep(5)
+    cloud.reaper().reap_once()
+    assert run.history().latest.state is LeaseState.RELEASED
+    assert run.prove().complete
