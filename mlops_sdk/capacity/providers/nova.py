@@ -14,6 +14,7 @@ from typing import Any
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.flavors import Expected, Flavor, Offer, check_flavor, read_offer
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
+from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
 from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
@@ -21,6 +22,7 @@ from mlops_sdk.capacity.providers.nova_acquire import ServerAcquisition
 from mlops_sdk.capacity.providers.nova_api import ComputeApi
 from mlops_sdk.capacity.providers.nova_check import examine
 from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
+from mlops_sdk.capacity.providers.nova_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.nova_marker import to_line
 from mlops_sdk.capacity.providers.nova_release import ServerReturn
 from mlops_sdk.capacity.providers.nova_sights import sights_of
@@ -173,6 +175,19 @@ class NovaLeases(Provider):
         """See `Provider.list_owned`: servers, and below them ports and volumes."""
         servers = list(self._api.list_servers())  # first: what is made in between has a server by the next look
         return owned(str(self._party.settings.deployment_id), servers, self._api.list_ports(), self._api.list_volumes())
+
+    def power(self, held: Held) -> Statement:
+        """See `Fencing.power`; a server's host, through Nova, stands for a BMC."""
+        return power_of(self._api, held)
+
+    def cut_off(self, held: Held, *, entitled: Entitled) -> Steps[None]:
+        """See `Fencing.cut_off`: its host has to report that it ended the guest."""
+        return cut_off(self._api, self._party, held, entitled=entitled)
+
+    def take_out(self, node_id: str, words: str) -> bool:
+        """See `Fencing.take_out`: a server is nobody's after us, and which host it had only operators see."""
+        del node_id, words
+        return False
 
     def examine(self) -> str:
         """For `mlops doctor`: what there is, in words; leaves nothing behind.

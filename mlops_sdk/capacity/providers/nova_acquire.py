@@ -107,7 +107,7 @@ class ServerAcquisition:
         while True:
             seen = yield from self._without_surplus()
             waiting = 0
-            for index, name in enumerate(self._grant.names):
+            for index, name in zip(self._grant.indices, self._grant.names, strict=True):
                 server = chosen(seen.get(name, ()))
                 if server is None:
                     shortage = self._make(index, watch)
@@ -174,7 +174,7 @@ class ServerAcquisition:
         ready: dict[int, Node] = {}
         while True:
             seen = yield from self._without_surplus()
-            for index, name in enumerate(self._grant.names):
+            for index, name in zip(self._grant.indices, self._grant.names, strict=True):
                 server = chosen(seen.get(name, ()))
                 if server is None:
                     raise NodeFailed(
@@ -188,12 +188,12 @@ class ServerAcquisition:
                     node = self._let_in(index, server, watch, noted=name in deployed)
                     if node is not None:
                         ready[index] = node
-            if len(ready) == self._grant.request.nodes:
-                return "", tuple(ready[index] for index in sorted(ready))
+            if len(ready) == len(self._grant.names):
+                return "", tuple(ready[index] for index in self._grant.indices)
             self._check_time(end, watch)
             left = [
                 server
-                for index, name in enumerate(self._grant.names)
+                for index, name in zip(self._grant.indices, self._grant.names, strict=True)
                 if index not in ready and (server := chosen(seen.get(name, ())))
             ]
             yield self._pause(next(pause), left, end)

@@ -328,6 +328,19 @@ def test_a_run_on_nova_is_attached_to_renewed_and_proven_to_be_back(site: Site):
     assert site.left == []
 
 
+def test_one_lost_server_is_ended_by_its_host_before_a_spare_takes_its_place(site: Site):
+    client = Client(of_runs(site, site.compute.settings))
+    deadline = client.services.now() + timedelta(minutes=20)
+    request = LeaseRequest(nodes=2, spares=1, resource_class=SMALL, deadline=deadline, provider="nova", wait_s=30)
+    with client.start_run(name=f"spare-{uuid.uuid4()}") as run:
+        lease = run.lease(request)
+        now = run.replace(lease.nodes[0].name)
+        assert now.nodes == (lease.spares[0], lease.nodes[1])
+        assert {server.id for server in site.api.list_servers()} == {node.id for node in now.nodes}
+    assert run.prove().complete
+    assert site.left == []
+
+
 def test_the_reaper_returns_a_dead_runs_servers_and_writes_it_down(site: Site):
     client = Client(of_runs(site, site.compute.settings))
     request = LeaseRequest(

@@ -8,10 +8,11 @@ import pytest
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.loss import Answer
 from mlops_sdk.capacity.provider import Party, Provider
 from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.config import KeystoneSettings, NovaSettings
-from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.errors import NotFenced, ServiceUnavailable
 from mlops_sdk.keeper import Keeper
 from mlops_sdk.run import Run
 from mlops_sdk.services import Services
@@ -148,3 +149,30 @@ def test_what_a_dead_run_holds_is_returned_with_one_line_of_evidence_and_its_chi
     assert [item.outcome for item in report.evidence] == [Outcome.CLEANED] * 2
     assert cloud.left == []
     assert cloud.client().attach(run.key).prove().complete
+
+
+def test_one_lost_server_is_replaced_while_the_rest_stays_and_a_spare_takes_its_place():
+    cloud = NovaCloud()
+    with cloud.client().start_run(name="nightly") as run:
+        lease = run.lease(replace(request(cloud, nodes=2), spares=1))
+        assert len(cloud.nova.servers) == 3
+        lost, spare = lease.nodes[0], lease.spares[0]
+        assert run.power(lost).answer is Answer.BLIND
+        now = run.replace(lost.name)
+        assert now.nodes == (spare, lease.nodes[1])
+        assert set(cloud.nova.servers) == {node.id for node in now.nodes}
+    assert cloud.left == []
+    proof = run.prove()
+    assert proof.complete, proof.missing
+
+
+def test_a_server_whose_host_does_not_answer_is_not_fenced():
+    """Nova forgets it; nobody has ended it."""
+    cloud = NovaCloud()
+    with cloud.client().start_run(name="nightly") as run:
+        lease = run.lease(replace(request(cloud, nodes=1), spares=1))
+        cloud.nova.host_up = False
+        with pytest.raises(NotFenced, match="did not report"):
+            run.replace(lease.nodes[0].name)
+        cloud.nova.host_up = True
+    assert cloud.left == []
