@@ -110,7 +110,9 @@ class NovaHttp(ComputeApi):
             if name not in {"create", "delete"}:
                 continue
             shown = self._get("compute", f"{path}/{raw['request_id']}", hidden=True) or {}
-            events = shown.get("instanceAction", {}).get("events", [])
+            events = shown.get("instanceAction", {}).get("events")
+            if events is None:  # without them nobody can tell whether a host ever had it
+                return None
             found.append(Action(action=name, event="", result=""))
             found.extend(
                 Action(

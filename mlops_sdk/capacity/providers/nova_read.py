@@ -25,7 +25,6 @@ def server_of(raw: Mapping[str, Any]) -> Server:
         launched=bool(raw.get("OS-SRV-USG:launched_at")),
         fault=str((raw.get("fault") or {}).get("message") or ""),
         addresses=tuple(str(each["addr"]) for network in addresses.values() for each in network),
-        locked=bool(raw.get("locked")),
         bare_metal=((raw.get("flavor") or {}).get("extra_specs") or {}).get("resources:VCPU") == "0",
     )
 

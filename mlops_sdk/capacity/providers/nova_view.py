@@ -35,7 +35,6 @@ class Server:
         launched: Whether it ever ran.
         fault: Why it is in ERROR, in Nova's words.
         addresses: Of all its ports.
-        locked: An operator forbids changes.
         bare_metal: It is a machine of Ironic: its flavor takes nothing virtual.
     """
 
@@ -50,7 +49,6 @@ class Server:
     launched: bool = False
     fault: str = ""
     addresses: tuple[str, ...] = ()
-    locked: bool = False
     bare_metal: bool = False
 
     @property
