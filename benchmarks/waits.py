@@ -114,6 +114,7 @@ def run(options: Options) -> Report:
     print(
         f"waits: {ours.waits} triggers on our poller, {peer.waits} that poll for themselves; a look each {_PERIOD_S} s"
     )
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))  # so that what was started ends too
     folder = Path(tempfile.mkdtemp(prefix="mlops-waits-"))
     folder.chmod(0o711)  # the server's user has to reach its own folder below
     try:
