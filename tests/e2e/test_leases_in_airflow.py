@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -55,6 +56,37 @@ def test_a_component_that_is_killed_while_machines_train_costs_no_commit(
     assert turn.run.prove().complete
 
 
+@pytest.mark.parametrize("name", ["airflow-triggerer", "airflow-scheduler", "airflow-api"])
+def test_a_component_that_is_killed_while_machines_are_on_their_way_leases_nothing_twice(
+    start: Callable[..., Turn], fault: Callable[..., None], operator: Any, stack: Any, name: str
+):
+    fault(deploy="hang")
+    turn = start()
+    turn.wait_for("provision", "deferred")
+    os.kill(service(stack, name).pid, signal.SIGKILL)
+    wait_until_renewed(turn)
+    assert turn.asked_for() == 1
+    (node,) = [node.id for node in operator.baremetal.nodes() if node.provision_state == "wait call-back"]
+    fault()
+    operator.baremetal.set_node_provision_state(node, "abort")  # it fails: the next try opens the next generation
+    assert turn.end() == "success"
+    assert set(turn.run.history().generations) == {1, 2}
+    assert turn.asked_for() == 2
+    assert turn.run.prove().complete
+
+
+@pytest.mark.parametrize("name", ["airflow-triggerer", "airflow-scheduler"])
+def test_a_component_that_is_killed_while_machines_go_back_leaves_none(
+    start: Callable[..., Turn], stack: Any, name: str
+):
+    turn = start()
+    turn.wait_for("release", "deferred", "running")
+    os.kill(service(stack, name).pid, signal.SIGKILL)
+    assert turn.end() == "success"
+    assert turn.asked_for() == 1
+    assert turn.run.prove().complete
+
+
 def test_a_training_that_is_cleared_goes_on_with_the_same_machines(start: Callable[..., Turn]):
     turn = start(**LONG)
     turn.wait_for("train", "deferred")
@@ -80,8 +112,9 @@ def test_a_provision_that_a_person_fails_gives_back_what_it_got(start: Callable[
     fault(deploy="hang")
     turn = start()
     turn.wait_for("provision", "deferred")
-    eventually(lambda: lease_intents(turn) > 1, within_s=60, what="the trigger has taken over what the task asked for")
+    wait_until_renewed(turn)
     assert "machine.deploy" in actions(turn)
+    assert lease_intents(turn) == 1  # while they are on their way, the trigger has no run of its own
     turn.airflow.rest.set_task_state(turn.dag, turn.id, "provision", "failed")
     turn.end()
     eventually(lambda: turn.run.prove().complete, within_s=60, what="it is back")
@@ -115,6 +148,20 @@ def test_machines_that_cannot_be_had_are_asked_for_again_and_the_failure_says_wh
     assert "could not get 9 x gpu.h200.8x" in log
     assert "mlops lease list" in log
     assert turn.run.prove().complete
+
+
+def wait_until_renewed(turn: Turn) -> None:
+    """Until a trigger renews what the task has asked for: it waits for the machines."""
+    (piece,) = turn.run.history().generations[1].pieces.values()
+
+    def until() -> datetime:
+        allocation = turn.client.services.baremetal.get_allocation(piece.name)
+        assert allocation is not None
+        assert allocation.marker is not None
+        return allocation.marker.renewed_until
+
+    first = until()
+    eventually(lambda: until() > first, within_s=60, what="the lease is renewed")
 
 
 def lease_intents(turn: Turn) -> int:
