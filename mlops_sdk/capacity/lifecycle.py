@@ -148,6 +148,7 @@ EDGES: Final[tuple[Edge, ...]] = (
     (LeaseState.WARM, LeaseEvent.NOTICED, LeaseState.WARM),
     (LeaseState.WARM, LeaseEvent.EXTENDED, LeaseState.WARM),
     (LeaseState.WARM, LeaseEvent.PARKED, LeaseState.WARM),
+    (LeaseState.WARM, LeaseEvent.HELD, LeaseState.HELD_FOR_DEBUG),  # of who had just taken it over
     (LeaseState.WARM, LeaseEvent.GIVING_BACK, LeaseState.RELEASING),
     (LeaseState.WARM, LeaseEvent.TAKEN, LeaseState.LOST),
     # giving them back

@@ -171,8 +171,14 @@ def kept(orders: Orders, request: LeaseRequest, keep: Kept, *, now: datetime) ->
     """The orders to keep a lease without a process that renews it, not beyond its end.
 
     Raises:
-        LeaseLost: it has ended, or somebody else needs the machines.
+        LeaseLost: it has ended, somebody else needs the machines, or it is kept for another reason.
     """
+    if orders.kept is not None and orders.kept.why is not keep.why:
+        raise LeaseLost(
+            f"the lease cannot be kept ({keep.why.value})",
+            seen=f"it is kept already ({orders.kept.why.value}), until {to_iso(orders.kept.until)}",
+            next_step="lease it again, or release it",
+        )
     end = orders.end_of(request)
     if orders.notice is not None or now >= end:
         raise LeaseLost(

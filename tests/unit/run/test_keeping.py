@@ -266,6 +266,22 @@ def test_what_the_reaper_returned_leaves_no_orders(cloud):
     assert not [key for key in cloud.s3.objects if key.startswith("orders/")]
 
 
+def test_what_is_kept_for_one_reason_is_not_kept_for_another(cloud):
+    run = start(cloud)
+    run.lease(request(cloud))
+    start(cloud).park(100)
+    with pytest.raises(LeaseLost, match="kept already"):
+        start(cloud).hold(100)
+    assert state(cloud) == "warm"
+    run.release()
+    run = fail(cloud, request(cloud, hold_on_failure_s=300))
+    with pytest.raises(LeaseLost, match="kept already"):
+        start(cloud).park(100)
+    assert state(cloud, 2) == "held_for_debug"
+    run.release()
+    assert held(cloud) == 0
+
+
 def test_one_process_parks_and_leases_again(cloud):
     with start(cloud) as run:
         run.lease(request(cloud))
