@@ -127,11 +127,21 @@ def address_of(server: Any) -> str:
     return next(port["addr"] for ports in server.addresses.values() for port in ports)
 
 
+def heal(operator: Any, server: Any) -> None:
+    """Let a server that could not be ended end. Nova lets nobody change the metadata of one in ERROR."""
+    eventually(
+        lambda: operator.compute.get_server(server.id).task_state is None, within_s=60, what=f"{server.name} rests"
+    )
+    operator.compute.reset_server_state(server, "active")
+    operator.compute.delete_server_metadata(server, keys=["fault"])
+
+
 def take_back_servers(operator: Any) -> None:
     """Whatever a killed test session left: servers, ports and volumes of all projects."""
     for server in operator.compute.servers(all_projects=True):
-        operator.compute.delete_server_metadata(server, keys=["fault"]) if "fault" in server.metadata else None
-        operator.compute.delete_server(server, force=True, ignore_missing=True)
+        if server.metadata.get("fault") == "destroy":
+            heal(operator, server)
+        operator.compute.delete_server(server, ignore_missing=True)
     eventually(
         lambda: not list(operator.compute.servers(all_projects=True)),
         within_s=120,

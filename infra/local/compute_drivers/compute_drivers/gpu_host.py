@@ -197,7 +197,7 @@ class GpuHostWithFaults(GpuHost):
     """The same host, for tests: a server fails as its metadata ``fault`` says.
 
     ``spawn``: it cannot be made. ``slow``: making it takes half a minute. ``no-boot``: it is on and never answers.
-    ``destroy``: it cannot be ended, until the key is taken away.
+    ``destroy``: it cannot be ended, until an administrator resets its state and the key is taken away.
     """
 
     def spawn(self, context: Any, instance: Any, *arguments: Any, **named: Any) -> None:
