@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import quote, unquote
 
 from mlops_sdk.capacity.lease import MARKER, Marker, priority_of
 
@@ -52,9 +51,9 @@ def to_line(marker: Marker) -> str:
     )
     line = " ".join(str(part) for part in parts)
     owner = marker.owner
-    while len(line) + 1 + len(quote(owner, safe="@")) > LONGEST:
+    while len(line) + 1 + len(_escaped(owner)) > LONGEST:
         owner = owner[:-1]
-    return f"{line} {quote(owner, safe='@')}"
+    return f"{line} {_escaped(owner)}"
 
 
 def from_line(line: str) -> Marker | None:
@@ -73,10 +72,15 @@ def from_line(line: str) -> Marker | None:
             renewed_until=_EPOCH + int(parts[7]) * _MICROSECOND,
             priority=priority_of(parts[8]),
             preemptible=parts[9] == "1",
-            owner=unquote(parts[10]),
+            owner=parts[10].encode("ascii").decode("unicode_escape"),
         )
     except (ValueError, OverflowError):
         return None
+
+
+def _escaped(text: str) -> str:
+    """In ASCII and without a space: as Python writes it in a literal."""
+    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
 
 
 def _to_text(value: Any) -> str:

@@ -93,7 +93,7 @@ def test_a_marker_survives_the_metadata_of_a_server_and_the_line_of_a_port(marke
     assert len(line) <= 255
     assert found is not None
     assert marker.owner.startswith(found.owner)
-    if len(marker.owner) <= 8:
+    if len(marker.owner) <= 8:  # at most ten characters each
         assert found == marker
 
 
