@@ -92,9 +92,9 @@ class LightCloud(Cloud):
         return f"http://{service}.invalid"
 
     def _once(self, call: Call) -> Answer:
-        """Logged in; once more with a new login when the answer is 401."""
+        """Logged in; once more with a new login when the answer is 401, unless another call has met that already."""
         answer = self._logged_in(call)
-        if answer.status != _UNAUTHORIZED:
+        if answer.status != _UNAUTHORIZED or not self._token:
             return answer
         self._token = ""
         return self._logged_in(call)
