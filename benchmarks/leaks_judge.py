@@ -117,7 +117,7 @@ class Judge:
         found = self._world.cloud.keystone.credentials.get(call.path.rpartition("/")[2])
         answer = carry()
         name = parse_resource_name(found.name) if found is not None else None
-        if process.run_key or name is None or answer.status >= _OK:
+        if name is None or name.run_key not in self._world.living or process.run_key or answer.status >= _OK:
             return answer
         alive = self._alive(name.run_key, name.generation)
         if alive is not None and self._fresh_s < alive:

@@ -204,6 +204,7 @@ def live(world: World, wire: Wire, life: Life, nodes: int, *, name: str = "run",
     """Start a program; its run has the name of its process."""
     key = run_key(run_id_for(SETTINGS.deployment_id, name))
     process = Process(world=world, name=name, run_key=key, fails=name == "run")
+    world.living.add(key)
 
     def work() -> None:
         try:

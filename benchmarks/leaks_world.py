@@ -48,6 +48,7 @@ class World:
         calls: How many calls the processes that may fail have sent.
         late: How many requests are still on their way though nobody waits for them.
         last_late: When the last of those arrived.
+        living: Keys of runs whose process lives.
         frozen: How many processes stand still.
         reapers_failed: Whether a call failed that was not the run's.
     """
@@ -63,6 +64,7 @@ class World:
         self.trace: list[str] | None = [] if traced else None
         self.reapers_failed = False
         self.frozen = 0
+        self.living: set[str] = set()
         self.outages: dict[str, float] = {}
         self.past = Past(self.cloud, kept=any(fault.kind is Kind.STALE for fault in plan.values()))
         self.watch: Watch = lambda _process, _call, _age_s, carry: carry()
@@ -183,6 +185,7 @@ class Process:
         """It is over, well or not."""
         if not self.dead:
             self.dead = True
+            self.world.living.discard(self.run_key)
             self.ended_at = self.world.now
 
     def crash(self) -> Crash:
