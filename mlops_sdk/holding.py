@@ -282,9 +282,9 @@ class Holding(HeldLease):
             provider=grant.request.provider,
         )
         with self._boundaries.around("credential.create", wanted.name, generation=self.number) as detail:
-            self.credential = self._services.broker.mint(wanted, now=self._services.now())
-            detail.update(credential_id=self.credential.id, expires_at=to_iso(self.credential.expires_at))
-        provider = self._provider = self._open(grant, self.credential.login(self._settings.keystone))
+            minted = self.credential = self._services.broker.mint(wanted, now=self._services.now())
+            detail.update(credential_id=minted.id, expires_at=to_iso(minted.expires_at))
+        provider = self._provider = self._open(grant, minted.login(self._settings.keystone))
         self._heartbeat.renew_through(provider)
         return provider
 
