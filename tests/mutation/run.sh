@@ -23,5 +23,7 @@ git ls-files -z -- mlops_sdk benchmarks dags hooks operators pipelines tests pyp
 cat tests/mutation/mutmut.toml >>"$work/pyproject.toml"
 cd "$work"
 export PYTHONPATH=$tools
+# this one compares with the Ironic that is installed, which the copy does not have
+export PYTEST_ADDOPTS=--deselect=tests/unit/capacity/test_ironic_states.py::test_the_table_has_exactly_the_states_and_faults_of_the_installed_ironic
 "$root/.venv/bin/python" -m mutmut run "$@"
 "$root/.venv/bin/python" "$root/tests/mutation/score.py" mutants "$root/tests/mutation/equivalent.txt"
