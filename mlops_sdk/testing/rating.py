@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mlops_sdk.capacity.cloudkitty import CloudKitty
@@ -32,12 +32,13 @@ class FakeRating(Cloud):
         path: str,
         *,
         body: Any = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         accept: Collection[int] = (),
+        attempts: int = 0,
     ) -> Reply:
         """As CloudKitty answers."""
-        del headers
+        del headers, attempts
         self.calls.append((method, path))
         if service != "rating":
             raise RemoteError(f"the cloud's catalogue has no public endpoint of service type {service!r}")
@@ -46,7 +47,9 @@ class FakeRating(Cloud):
             raise RemoteError(f"rating {method} {path} failed", seen=f"{reply.status}")
         return reply
 
-    def _answer(self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, str]) -> Reply:
+    def _answer(
+        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, str | Sequence[str]]
+    ) -> Reply:
         if path == "/v1/rating/modules/hashmap":
             if method == "PUT" and "module_id" not in body:
                 return Reply(status=400)
