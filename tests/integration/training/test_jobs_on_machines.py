@@ -34,7 +34,7 @@ from mlops_sdk.training.bundle import put_bundle, put_data
 from mlops_sdk.training.events import AttemptEnded, JobEvent, RankStarted, StepDone, Warned
 from mlops_sdk.training.job import JobResult, run_job
 from mlops_sdk.training.launch import Cause
-from mlops_sdk.training.site import Site
+from mlops_sdk.training.site import Site, as_they_are
 from mlops_sdk.training.spec import BundleRef, Launcher, LaunchSpec
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
@@ -231,7 +231,7 @@ def test_another_machine_at_the_address_is_refused_before_anything_is_sent(lease
 
 def test_a_machine_that_does_not_answer_is_named_with_what_was_seen(leased: Leased) -> None:
     first, second = leased.nodes
-    site = replace(leased.site, ssh_timeout_s=2.0)
+    site = replace(leased.site, ssh_timeout_s=2.0, mend=as_they_are)
     silent = replace(second, address="127.0.0.254")
     with pytest.raises(NodeFailed, match=second.name) as caught:
         run_job(site, leased.spec(), (first, silent))

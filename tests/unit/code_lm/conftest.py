@@ -89,7 +89,6 @@ def job(prepared: corpus.PreparedData, s3: MemoryS3, tmp_path: Path) -> Callable
             secrets={},
             files=(ref,),
             notice_file=tmp_path / "notice.json",
-            sender=None,
         )
 
     return make
