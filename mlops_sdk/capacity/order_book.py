@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from mlops_sdk.canonical import to_json
 from mlops_sdk.capacity.orders import Orders
@@ -34,17 +34,21 @@ class OrderBook:
         Raises:
             DamagedObject: the object is not what it should be.
         """
-        found = self._store.get_json(self._key)
+        found = self._store.get(self._key)
         return Orders() if found is None else self._parse(found)
 
     def change(self, decide: Callable[[Orders], Orders]) -> Orders:
         """Decide on what is there, and write that down; looks and decides again when somebody else was faster.
 
         What `decide` raises comes out of here, and nothing is changed.
+
+        Raises:
+            DamagedObject: the object is not what it should be.
+            ServiceUnavailable: somebody else was faster each time.
         """
         for _ in range(_TRIES):
             found = self._store.get_with_etag(self._key)
-            before = Orders() if found is None else self._parse(json.loads(found[0]))
+            before = Orders() if found is None else self._parse(found[0])
             after = decide(before)
             if after == before:
                 return after
@@ -65,9 +69,9 @@ class OrderBook:
         with suppress(RemoteError):
             self._store.delete(self._key)
 
-    def _parse(self, raw: Any) -> Orders:
+    def _parse(self, body: bytes) -> Orders:
         try:
-            return Orders.parse(raw)
+            return Orders.parse(json.loads(body))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedObject(
                 f"object {self._key!r} does not hold the orders about a lease",

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.cli.main import main
-from mlops_sdk.errors import BudgetExceeded, LeaseLost, MlopsError, ServiceUnavailable, SettingsError
+from mlops_sdk.errors import BudgetExceeded, DamagedObject, LeaseLost, MlopsError, ServiceUnavailable, SettingsError
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
@@ -332,3 +332,18 @@ def test_crashes_of_both_who_extends_and_who_follows(first):
         assert not cloud.held
         assert not cloud.credentials
         assert cloud.client().attach(run.key).prove().complete
+
+
+@pytest.mark.parametrize("body", [b"", b"damaged", b"[]", b"{}"])
+def test_damaged_orders_are_named_and_cost_no_lease(body):
+    cloud = FakeCloud()
+    run = start(cloud)
+    run.lease(request(cloud))
+    key = f"orders/{run.key}-g1.json"
+    cloud.s3.objects[key] = body
+    with pytest.raises(DamagedObject, match=key):
+        extend(cloud, run.key)
+    live(cloud, run, BEAT_S)
+    run.raise_if_lost()
+    run.release()
+    assert run.prove().complete
