@@ -2,7 +2,6 @@
 
 import pytest
 
-from benchmarks.leaks import run_chunk
 from benchmarks.leaks_peer import leaks_by_hand
 from benchmarks.leaks_run import run_schedule, stage
 from benchmarks.leaks_schedules import Schedule, draw
@@ -48,12 +47,6 @@ def test_no_single_failure_of_a_renewal_costs_the_lease(kind):
     renewals = [line.split()[1] for line in trace if " PATCH /v1/allocations" in line and line.endswith("200")]
     assert renewals
     assert [k for k in renewals if result(f"5;release;1;1;0;;{k}={kind}:0").ended] == []
-
-
-@pytest.mark.parametrize("seed", [20882, 27819])
-def test_a_beat_that_logs_in_while_its_lease_is_given_back_leaks_nothing(seed):
-    """The run ended with an AttributeError, and left what it held to the reaper."""
-    assert run_chunk([str(draw(seed))]).failures == []
 
 
 def test_machines_leased_by_hand_leak():
