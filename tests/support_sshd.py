@@ -200,3 +200,4 @@ def plug(host: SshdHost, address: str, *, into: SshdHost | None, peer: str) -> N
     for inside, link, own in ((there, ours, peer), (["nsenter", "-t", str(host.pid), "-n"], "up0", address)):
         run([*inside, "ip", "address", "add", f"{own}/30", "dev", link])
         run([*inside, "ip", "link", "set", link, "up"])
+    run(["nsenter", "-t", str(host.pid), "-n", "ip", "link", "set", "lo", "up"])

@@ -1,20 +1,57 @@
 """Hosts that are reached through a gateway only: a key is pinned at both hops, and there is no direct route."""
 
 import asyncio
+import subprocess
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from mlops_sdk.errors import HostKeyMismatch, NodeFailed
+from mlops_sdk.errors import HostKeyMismatch, NodeFailed, RemoteCommandError
+from mlops_sdk.remote.forward import Forward, forwarding
 from mlops_sdk.remote.ssh import Host, connect, run_once
+from support import eventually
 from support_sshd import SshdHost, behind_a_gateway, new_key
+
+_STREAM = """
+import http.server, time
+class Replies(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_): pass
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        for number in range(1000000 if self.path == "/endless" else 3):
+            self.wfile.write(b"data: %d\\n" % number)
+            time.sleep(0.02)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Replies).serve_forever()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rack:
+    gateway: SshdHost
+    machine: SshdHost
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    with behind_a_gateway(tmp_path_factory.mktemp("gateway-")) as (gateway, node):
-        yield replace(host_of(node), via=host_of(gateway))
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    with behind_a_gateway(tmp_path_factory.mktemp("gateway-")) as (gateway, machine):
+        yield Rack(gateway=gateway, machine=machine)
+
+
+@pytest.fixture(scope="module")
+def node(rack: Rack) -> Host:
+    return replace(host_of(rack.machine), via=host_of(rack.gateway))
+
+
+@pytest.fixture(scope="module")
+def served(rack: Rack) -> Iterator[None]:
+    """Something that streams, on the node's own loopback."""
+    inside = ["nsenter", "-t", str(rack.machine.pid), "-n", "python3", "-c", _STREAM]
+    with subprocess.Popen(inside) as server:
+        yield
+        server.kill()
 
 
 def host_of(host: SshdHost) -> Host:
@@ -64,3 +101,48 @@ def test_a_gateway_that_is_away_is_named(node: Host):
     host = replace(node, via=replace(node.via, port=23))
     with pytest.raises(NodeFailed, match="no SSH login on 'gateway'"):
         run_once(host, ["true"], timeout_s=1)
+
+
+def test_users_reach_a_server_behind_the_gateway_by_a_port_here(node: Host, served: None):
+    with forwarding(node, 8000) as way:
+        eventually(lambda: answer(way), within_s=10, what="the server is up")
+        assert answer(way) == b"data: 0\ndata: 1\ndata: 2\n"
+    with pytest.raises(OSError, match="refused"):
+        answer(way)
+
+
+def test_a_broken_way_is_made_again_and_half_a_reply_is_not_taken_for_a_whole(node: Host, served: None):
+    told: list[str] = []
+    with forwarding(node, 8000, tell=told.append) as way:
+        eventually(lambda: answer(way), within_s=10, what="the server is up")
+        with urllib.request.urlopen(f"{way.url}/endless", timeout=10) as endless:  # noqa: S310 - our own port
+            assert endless.readline() == b"data: 0\n"
+            cut_off(node)
+            with pytest.raises(ConnectionResetError):
+                endless.read()
+        assert answer(way) == b"data: 0\ndata: 1\ndata: 2\n"  # who comes meanwhile waits
+        assert way.opened == 2
+    assert [line for line in told if "broke" in line]
+
+
+def test_nobody_listens_for_a_host_with_another_key(node: Host):
+    with (
+        pytest.raises(HostKeyMismatch, match="is not 'node'"),
+        forwarding(replace(node, host_public_key=new_key().public), 8000),
+    ):
+        pass
+
+
+def cut_off(node: Host) -> None:
+    """End every session on the gateway, the one that says so too."""
+    assert node.via is not None
+    with pytest.raises(RemoteCommandError):
+        run_once(node.via, ["pkill", "-KILL", "-u", node.via.username])
+
+
+def answer(way: Forward) -> bytes:
+    try:
+        with urllib.request.urlopen(way.url, timeout=20) as reply:  # noqa: S310 - our own port
+            return reply.read()
+    except ConnectionResetError:
+        return b""
