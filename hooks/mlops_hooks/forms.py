@@ -162,6 +162,9 @@ SSH = Form(
         "host_public_key": Extra(
             label="The host's public key", description="One line: ssh-ed25519 AAAA...; no other key is accepted"
         ),
+        "gateway_conn_id": Extra(
+            label="Gateway", description="Id of the SSH connection to the gateway, where only that reaches the host"
+        ),
     },
     hidden=("password", "schema"),
     relabeling={"host": "Address", "login": "Account"},

@@ -20,6 +20,7 @@ from mlops_sdk.cli.metrics import metrics
 from mlops_sdk.cli.rating import rating
 from mlops_sdk.cli.reap import reap
 from mlops_sdk.cli.runs import runs
+from mlops_sdk.cli.serving import serving
 from mlops_sdk.cli.webhooks import webhooks
 from mlops_sdk.errors import MlopsError
 
@@ -56,6 +57,7 @@ main.add_command(budget)
 main.add_command(metrics)
 main.add_command(rating)
 main.add_command(reap)
+main.add_command(serving)
 main.add_command(webhooks)
 main.add_command(alerts)
 main.add_command(audit)

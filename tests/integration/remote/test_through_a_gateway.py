@@ -1,10 +1,14 @@
 """Hosts that are reached through a gateway only: a key is pinned at both hops, and there is no direct route."""
 
 import asyncio
+import json
+import os
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +137,50 @@ def test_nobody_listens_for_a_host_with_another_key(node: Host):
         pass
 
 
+@pytest.mark.slow
+def test_the_command_leads_users_there_until_it_is_told_to_end(rack: Rack, node: Host, served: None, tmp_path: Path):
+    config = tmp_path / "client.toml"
+    config.write_text(settings_text(rack, tmp_path))
+    argv = [str(Path(sys.executable).with_name("mlops")), "serving", "forward", "node", "--listen", "127.0.0.1:0"]
+    environment = {**os.environ, "MLOPS_CONFIG": str(config)}
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        lines = map(json.loads, command.stderr)
+        url = next(line for line in lines if line["event"] == "listening")["url"]
+        eventually(lambda: fetched(url), within_s=10, what="the server is up")
+        command.terminate()
+        assert command.wait(timeout=10) == 0
+    with pytest.raises(OSError, match="refused"):
+        fetched(url)
+
+
+def settings_text(rack: Rack, folder: Path) -> str:
+    """Of a deployment whose services nobody asks here."""
+    (folder / "key").write_text(rack.machine.login.private)
+    return f"""
+deployment_id = "6f1c3d1e-0000-4000-8000-000000000001"
+broker_key = "{"k" * 32}"
+static_key_file = "{folder / "key"}"
+s3 = {{ endpoint = "http://127.0.0.1:1", access_key_id = "a", secret_access_key = "s" }}
+keystone = {{ auth_url = "http://127.0.0.1:1" }}
+mlflow = {{ tracking_uri = "http://127.0.0.1:1" }}
+
+[[static_hosts]]
+name = "node"
+address = "{rack.machine.address}"
+user = "pool"
+host_public_key = "{rack.machine.host_key.public}"
+resource_class = "serving"
+gateway = "door"
+
+[[static_gateways]]
+name = "door"
+address = "{rack.gateway.address}"
+user = "pool"
+host_public_key = "{rack.gateway.host_key.public}"
+"""
+
+
 def cut_off(node: Host) -> None:
     """End every session on the gateway, the one that says so too."""
     assert node.via is not None
@@ -141,8 +189,12 @@ def cut_off(node: Host) -> None:
 
 
 def answer(way: Forward) -> bytes:
+    return fetched(way.url)
+
+
+def fetched(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(way.url, timeout=20) as reply:  # noqa: S310 - our own port
+        with urllib.request.urlopen(url, timeout=20) as reply:  # noqa: S310 - our own port
             return reply.read()
     except ConnectionResetError:
         return b""

@@ -219,6 +219,19 @@ def test_ssh_and_vllm_targets(connections):
     assert target.ports == {"blue": 8001, "green": 8002}
 
 
+def test_a_host_behind_a_gateway_has_the_gateways_own_key_pinned(connections):
+    door = {**CONNECTIONS["mlops_serve_1"], "host": "203.0.113.7", "login": "door"}
+    connections(**changed("mlops_serve_1", gateway_conn_id="door"), door=door)
+    host = SshHook("mlops_serve_1").settings()
+    assert host.via is not None
+    assert (host.via.name, host.via.address, host.via.username) == ("door", "203.0.113.7", "door")
+    assert VllmHook().target().host == host == asyncio.run(SshHook("mlops_serve_1").asettings())
+    twice = {**door, "extra": {**door["extra"], "gateway_conn_id": "another"}}
+    connections(**changed("mlops_serve_1", gateway_conn_id="door"), door=twice)
+    with pytest.raises(SettingsError, match="'door' is a gateway and names another one"):
+        SshHook("mlops_serve_1").settings()
+
+
 @pytest.mark.parametrize("conn_id", list(CONNECTIONS))
 def test_a_connection_survives_the_cache_of_airflow(conn_id):
     """Airflow keeps connections as URIs in its cache: objects in extras come back as they were."""
