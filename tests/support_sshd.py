@@ -23,7 +23,8 @@ from support import eventually
 CLASS = "gpu.static"
 _UID = 4242
 
-# $1: the root of the machine, $2: port. It sees its own processes and nothing of this machine that it could change.
+# $1: the root of the machine, $2: port, $3: its image or "", $4: the Python that was made from. It sees its own
+# processes and nothing of this machine that it could change.
 _BOOT = r"""
 set -eu
 cd "$1"
@@ -31,6 +32,12 @@ mount --make-rprivate /
 mount --bind /usr usr && mount -o remount,bind,ro usr
 mount --rbind /dev dev
 mount -t proc proc proc
+if [ -n "$3" ]; then
+  mount -t sysfs -o ro sysfs sys
+  mkdir -p "opt/image" ".$4"
+  mount --bind "$3" opt/image && mount -o remount,bind,ro opt/image
+  mount --bind "$4" ".$4" && mount -o remount,bind,ro ".$4"
+fi
 exec chroot . /usr/sbin/sshd -D -e -f /etc/ssh/sshd_config -p "$2"
 """
 
@@ -54,13 +61,17 @@ class SshdHost:
     host_key: SshKey
     login: SshKey
     address: str = "127.0.0.1"
+    image: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, name: str, folder: Path, login: SshKey, *, address: str = "") -> SshdHost:
-        """Boot it; `login` is let in to its account. With an address it has a network of its own: see `plug`."""
+    def start(cls, name: str, folder: Path, login: SshKey, *, address: str = "", image: Path | None = None) -> SshdHost:
+        """Boot it; `login` is let in to its account. With an address it has a network of its own: see `plug`.
+
+        An image is a Python environment, read-only at /opt/image.
+        """
         if address:
-            host = cls(name=name, root=folder, port=22, host_key=new_key(), login=login, address=address)
+            host = cls(name=name, root=folder, port=22, host_key=new_key(), login=login, address=address, image=image)
         else:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -77,7 +88,9 @@ class SshdHost:
             unshare.append("--net")
         with (self.root / "sshd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*unshare, "sh", "-c", _BOOT, "boot", str(self.root), str(self.port)], stdout=log, stderr=log
+                [*unshare, "sh", "-c", _BOOT, "boot", str(self.root), str(self.port), *self._image()],
+                stdout=log,
+                stderr=log,
             )
         if not self.own_network:
             eventually(self._answers, within_s=10, what=f"{self.name} answers")
@@ -132,6 +145,12 @@ class SshdHost:
                 continue  # it has ended
         return sorted(words for words in found if words and not words.startswith("sshd"))
 
+    def _image(self) -> tuple[str, str]:
+        if self.image is None:
+            return "", ""
+        told = dict(line.split(" = ", 1) for line in (self.image / "pyvenv.cfg").read_text().splitlines())
+        return str(self.image.resolve()), str(Path(told["home"]).resolve().parent)
+
     def _answers(self) -> bool:
         with socket.socket() as connection:
             connection.settimeout(1)
@@ -139,7 +158,19 @@ class SshdHost:
 
     def _write_files(self) -> None:
         root = self.root
-        for folder in ("usr", "dev", "proc", "etc/ssh", "run/sshd", "run/mlops", "scratch", "tmp", "root", "var/empty"):
+        for folder in (
+            "usr",
+            "dev",
+            "proc",
+            "sys",
+            "etc/ssh",
+            "run/sshd",
+            "run/mlops",
+            "scratch",
+            "tmp",
+            "root",
+            "var/empty",
+        ):
             (root / folder).mkdir(parents=True)
         for link in ("bin", "sbin", "lib", "lib64"):
             (root / link).symlink_to(f"usr/{link}")
@@ -172,14 +203,17 @@ _NET = f"198.18.{os.getpid() % 250}"  # of the network for benchmarks; two test 
 
 
 @contextmanager
-def behind_a_gateway(folder: Path) -> Generator[tuple[SshdHost, SshdHost]]:
-    """A gateway and a node: this machine has a cable to the gateway, and the gateway one to the node."""
+def behind_a_gateway(folder: Path, *, image: Path | None = None) -> Generator[tuple[SshdHost, SshdHost]]:
+    """A gateway and a node: this machine has a cable to the gateway, and the gateway one to the node.
+
+    Neither forwards packets, and the node has no route but to the gateway's end of its cable.
+    """
     login = new_key()
     started: list[SshdHost] = []
     try:
-        for name, address in (("gateway", f"{_NET}.2"), ("node", f"{_NET}.6")):
+        for name, address, on in (("gateway", f"{_NET}.2", None), ("node", f"{_NET}.6", image)):
             (folder / name).mkdir()
-            started.append(SshdHost.start(name, folder / name, login, address=address))
+            started.append(SshdHost.start(name, folder / name, login, address=address, image=on))
         gateway, node = started
         plug(gateway, gateway.address, into=None, peer=f"{_NET}.1")
         plug(node, node.address, into=gateway, peer=f"{_NET}.5")

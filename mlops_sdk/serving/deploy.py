@@ -169,8 +169,10 @@ class _RollOut:
 
     async def _place(self, slot: str, manifest: ModelManifest, sha256: str) -> None:
         try:
-            files = await asyncio.to_thread(_presigned, self._s3, self._model, manifest)
-            await self._host.order("fetch", stdin={"name": model_folder(sha256), "files": files}, timeout_s=_FETCH_S)
+            async with self._host.way_to(self._s3) as through:
+                files = await asyncio.to_thread(_presigned, self._s3, self._model, manifest, node=not through)
+                order = {"name": model_folder(sha256), "files": files, "through": through}
+                await self._host.order("fetch", stdin=order, timeout_s=_FETCH_S)
             await self._send_middleware()
         except ServingError as error:  # the host's refusal: the store is down, a file is damaged
             self._failed_as = ServingError
@@ -226,9 +228,9 @@ def _manifest(s3: S3Settings, model: ServedModel) -> tuple[ModelManifest, str]:
     return read_manifest(ObjectStore.open(s3), model.prefix, sha256=model.sha256)
 
 
-def _presigned(s3: S3Settings, model: ServedModel, manifest: ModelManifest) -> list[dict[str, str]]:
+def _presigned(s3: S3Settings, model: ServedModel, manifest: ModelManifest, *, node: bool) -> list[dict[str, str]]:
     """For each file an address that needs no key and soon expires: the host holds no credential of the store."""
-    store = ObjectStore.open(s3, node=True)
+    store = ObjectStore.open(s3, node=node)
     return [
         {
             "name": name,

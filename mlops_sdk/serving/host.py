@@ -11,9 +11,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import asyncssh
 
+from mlops_sdk.config import S3Settings
 from mlops_sdk.errors import RemoteCommandError, ServingError
 from mlops_sdk.remote.ssh import Connection, connect
 from mlops_sdk.serving import router
@@ -26,6 +28,7 @@ _ORDER_S = 60.0
 _CONNECT_S = 30.0
 _BUSY_POLL_S = 1.0
 _WORDS = 1500
+_HTTP, _HTTPS = 80, 443
 
 
 class ServingHost:
@@ -121,6 +124,33 @@ class ServingHost:
         await self.order("prune", stdin={"keep_profiles_days": self.target.engine.keep_profiles_days})
 
     @asynccontextmanager
+    async def way_to(self, store: S3Settings) -> AsyncGenerator[int]:
+        """For the block a port on the host that leads to the store's `endpoint` through our login; 0: none is needed.
+
+        Hosts behind a gateway may be without a way of their own; any other has to reach `node_endpoint`.
+
+        Raises:
+            ServingError: its SSH daemon opens no such port.
+        """
+        if self.target.host.via is None or (await self.order("reaches", stdin=_place(store, node=True)))["reached"]:
+            yield 0
+            return
+        there = _place(store, node=False)
+        raw = (await self._connected()).raw
+        try:
+            listener = await raw.forward_remote_port("127.0.0.1", 0, there["host"], there["port"])
+        except (asyncssh.Error, OSError) as error:
+            raise ServingError(
+                f"{self.target.host.name!r} is behind a gateway, and there is no way for it to the store",
+                seen=str(error) or type(error).__name__,
+                next_step="give it a route to the store, or let its SSH daemon forward ports (AllowTcpForwarding)",
+            ) from error
+        try:
+            yield listener.get_port()
+        finally:
+            listener.close()
+
+    @asynccontextmanager
     async def alone(self, *, wait_s: float) -> AsyncGenerator[None]:
         """Within the block nobody else rolls out on this host. The lock ends with the connection, however that ends.
 
@@ -192,6 +222,11 @@ async def connected_host(target: VllmTarget) -> AsyncGenerator[ServingHost]:
         yield host
     finally:
         await host.close()
+
+
+def _place(store: S3Settings, *, node: bool) -> dict[str, Any]:
+    parts = urlsplit((node and store.node_endpoint) or store.endpoint)
+    return {"host": parts.hostname or "", "port": parts.port or (_HTTPS if parts.scheme == "https" else _HTTP)}
 
 
 def _slot(name: str, view: Mapping[str, Any], server: router.Server) -> Slot:

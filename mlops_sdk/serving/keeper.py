@@ -1,7 +1,8 @@
 """Runs on the serving host: keeps the instances of the slots alive, fetches models, asks instances and the proxy.
 
     python -I keeper.py --root DIR look                                 what there is, as JSON
-    python -I keeper.py --root DIR fetch            < {name, files}     a model's files, from presigned URLs
+    python -I keeper.py --root DIR reaches          < {host, port}      whether this host gets a connection there
+    python -I keeper.py --root DIR fetch            < {name, files, through}    a model's files, from presigned URLs
     python -I keeper.py --root DIR start SLOT       < instance          start an instance, unless it runs
     python -I keeper.py --root DIR stop SLOT        < {grace_s}         end it and forget it; returns at once
     python -I keeper.py --root DIR ask SLOT         < {model, prompt}   one real completion
@@ -28,6 +29,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -43,6 +45,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _GOOD_AFTER_S = 60.0  # an instance that lived this long starts its pauses anew
 _TICK_S = 0.2
 _TIMEOUT_S = 30.0
+_REACH_S = 5.0
 _CHUNK = 1 << 20
 _TAIL = 4000
 _DAY_S = 86400.0
@@ -105,8 +108,20 @@ def _slot(folder: Path) -> dict[str, Any]:
 # -- models ----------------------------------------------------------------------------------------
 
 
+def _reaches(_root: Path, _name: str) -> dict[str, Any]:
+    order = _stdin()
+    try:
+        socket.create_connection((str(order["host"]), int(order["port"])), timeout=_REACH_S).close()
+    except OSError as error:
+        return {"reached": False, "seen": str(error)}
+    return {"reached": True, "seen": ""}
+
+
 def _fetch(root: Path, _name: str) -> dict[str, Any]:
-    """Bring a model's files; each is checked, and the folder has its name only when all are right."""
+    """Bring a model's files; each is checked, and the folder has its name only when all are right.
+
+    With `through`, over that port of this host, which leads to the store.
+    """
     order = _stdin()
     target = root / "models" / str(order["name"])
     partial = target.with_name(f".{target.name}.partial")
@@ -115,17 +130,17 @@ def _fetch(root: Path, _name: str) -> dict[str, Any]:
         if not target.exists():
             partial.mkdir(parents=True, exist_ok=True)
             for file in order["files"]:
-                fetched += _fetch_file(file, partial / str(file["name"]))
+                fetched += _fetch_file(file, partial / str(file["name"]), int(order.get("through", 0)))
             partial.rename(target)
     return {"folder": str(target), "bytes": fetched}
 
 
-def _fetch_file(file: dict[str, Any], path: Path) -> int:
+def _fetch_file(file: dict[str, Any], path: Path, through: int) -> int:
     if path.exists() and _sha256(path) == file["sha256"]:
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urllib.request.urlopen(file["url"], timeout=_TIMEOUT_S) as reply, path.open("wb") as out:  # noqa: S310 - presigned by the driver
+        with _opener(through).open(file["url"], timeout=_TIMEOUT_S) as reply, path.open("wb") as out:
             shutil.copyfileobj(reply, out, _CHUNK)
     except urllib.error.HTTPError as error:  # its text would show the signed address
         raise Refused(f"file {file['name']!r} of the model: the store answered {error.code} {error.reason}") from None
@@ -136,6 +151,31 @@ def _fetch_file(file: dict[str, Any], path: Path) -> int:
         path.unlink()
         raise Refused(f"file {file['name']!r} of the model is damaged: SHA-256 {seen}, expected {file['sha256']}")
     return path.stat().st_size
+
+
+def _opener(through: int) -> urllib.request.OpenerDirector:
+    """Sends to the port `through` of this host, if there is one, what it would send to the store."""
+    if not through:
+        return urllib.request.build_opener()
+
+    class Plain(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.create_connection(("127.0.0.1", through), self.timeout)
+
+    class Secure(http.client.HTTPSConnection):
+        def connect(self) -> None:
+            link = socket.create_connection(("127.0.0.1", through), self.timeout)
+            self.sock = ssl.create_default_context().wrap_socket(link, server_hostname=self.host)
+
+    class PlainHandler(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class SecureHandler(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Secure, req)
+
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), PlainHandler, SecureHandler)
 
 
 def _prune(root: Path, _name: str) -> dict[str, Any]:
@@ -453,6 +493,7 @@ def _tail(path: Path) -> str:
 
 _ORDERS = {
     "look": _look,
+    "reaches": _reaches,
     "fetch": _fetch,
     "prune": _prune,
     "start": _start,

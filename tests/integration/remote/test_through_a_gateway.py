@@ -1,10 +1,13 @@
 """Hosts that are reached through a gateway only: a key is pinned at both hops, and there is no direct route."""
 
 import asyncio
+import hashlib
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +18,9 @@ import pytest
 from mlops_sdk.errors import HostKeyMismatch, NodeFailed, RemoteCommandError
 from mlops_sdk.remote.forward import Forward, forwarding
 from mlops_sdk.remote.ssh import Host, connect, run_once
+from mlops_sdk.serving.host import connected_host
+from mlops_sdk.serving.target import VllmTarget
+from mlops_sdk.testing.settings import fake_settings
 from support import eventually
 from support_sshd import SshdHost, behind_a_gateway, new_key
 
@@ -134,6 +140,39 @@ def test_nobody_listens_for_a_host_with_another_key(node: Host):
         pytest.raises(HostKeyMismatch, match="is not 'node'"),
         forwarding(replace(node, host_public_key=new_key().public), 8000),
     ):
+        pass
+
+
+def test_a_models_files_come_through_the_login_where_the_host_has_no_way_to_the_store(rack: Rack, node: Host):
+    store = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    threading.Thread(target=store.serve_forever, daemon=True).start()
+    host, port = store.server_address[:2]
+    s3 = fake_settings().s3.model_copy(update={"endpoint": f"http://{host}:{port}"})
+    target = VllmTarget(host=node, base_url="", root="/scratch/s", python="python3", haproxy_socket="/p/s", ports={})
+    weights = f"weights for {host}:{port}".encode()
+    file = {"name": "weights", "url": f"http://{host}:{port}/weights", "sha256": hashlib.sha256(weights).hexdigest()}
+
+    async def fetch() -> int:
+        async with connected_host(target) as there, there.way_to(s3) as through:
+            await there.order("fetch", stdin={"name": "m1", "files": [file], "through": through})
+            return through
+
+    through = asyncio.run(fetch())
+    store.shutdown()
+    assert (rack.machine.root / "scratch/s/models/m1/weights").read_bytes() == weights
+    with pytest.raises(RemoteCommandError):  # the way has ended with the login
+        run_once(node, ["curl", "--max-time", "2", f"http://127.0.0.1:{through}"])
+
+
+class Store(http.server.BaseHTTPRequestHandler):
+    """Says which host it was asked as: a signed address holds for that one only."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"weights for {self.headers['Host']}".encode())
+
+    def log_message(self, *_: object) -> None:
         pass
 
 
