@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import quote
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -27,7 +27,7 @@ _SERVER_ERROR: Final = 500
 _JITTER_S: Final = 0.5  # of stamina, at its middle
 _S3_TRIES: Final = 4
 _S3_AGAIN: Final = {500, 502, 503, 504, 429}
-_SERVICES: Final[Mapping[str, ServiceName]] = {"identity": "identity", "baremetal": "baremetal"}
+_SERVICES: Final[Mapping[str, ServiceName]] = {name: name for name in get_args(ServiceName)}
 
 Pause = Callable[[float], None]
 
@@ -47,6 +47,8 @@ class LightCloud(Cloud):
         self._pause = pause
         self._token = ""
         self._user = ""
+        self._project = ""
+        self._catalogue: frozenset[str] = frozenset()
 
     def request(
         self,
@@ -64,7 +66,7 @@ class LightCloud(Cloud):
         action = f"{service} {method} {path}"
         sent = json.loads(json.dumps(body)) if body is not None else None
         lower = {name.lower(): value for name, value in (headers or {}).items()}
-        query = {name: str(value) for name, value in (params or {}).items()}
+        query = {name: given if isinstance(given, str) else ",".join(given) for name, given in (params or {}).items()}
         tries = attempts or self._attempts
         for attempt in range(1, tries + 1):
             try:
@@ -86,6 +88,18 @@ class LightCloud(Cloud):
         if not self._token:
             self._log_in()
         return self._user
+
+    def project_id(self) -> str:
+        """See `Cloud.project_id`."""
+        if not self._token:
+            self._log_in()
+        return self._project
+
+    def has(self, service: str) -> bool:
+        """See `Cloud.has`."""
+        if not self._token:
+            self._log_in()
+        return service in self._catalogue
 
     def endpoint(self, service: str) -> str:
         """See `Cloud.endpoint`."""
@@ -139,7 +153,9 @@ class LightCloud(Cloud):
         if answer.status >= _ERROR:
             raise error_for(answer.status, "login", words_of(answer.body))
         self._token = answer.headers["X-Subject-Token"]
-        self._user = str(answer.body["token"]["user"]["id"])
+        told = answer.body["token"]
+        self._user, self._project = str(told["user"]["id"]), str(told["project"]["id"])
+        self._catalogue = frozenset(str(each["type"]) for each in told["catalog"])
 
 
 class LightS3:

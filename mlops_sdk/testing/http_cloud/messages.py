@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-ServiceName = Literal["identity", "baremetal", "s3"]
+ServiceName = Literal["identity", "baremetal", "s3", "compute", "network", "block-storage", "image", "placement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class Call:
         service: To which service.
         method: HTTP method.
         path: Below the service's root (S3: ``/<bucket>/<key>``).
-        query: Query parameters.
+        query: Query parameters; of one that is given several times the values, with commas between them.
         headers: With names in lower case.
         body: What the JSON says; bytes for S3; None when there is none.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
@@ -17,7 +17,15 @@ from mlops_sdk.testing.http_cloud.messages import Answer, Call, NoAnswer, Send, 
 if TYPE_CHECKING:
     from keystoneauth1.session import Session
 
-_SERVICES: Final[Mapping[str, ServiceName]] = {"keystone.invalid": "identity", "ironic.invalid": "baremetal"}
+_SERVICES: Final[Mapping[str, ServiceName]] = {
+    "keystone.invalid": "identity",
+    "ironic.invalid": "baremetal",
+    "nova.invalid": "compute",
+    "neutron.invalid": "network",
+    "cinder.invalid": "block-storage",
+    "glance.invalid": "image",
+    "placement.invalid": "placement",
+}
 
 
 def session_through(send: Send) -> Callable[[KeystoneSettings], Session]:
@@ -67,7 +75,7 @@ def call_of(request: requests.PreparedRequest) -> Call:
         service=_SERVICES[url.hostname or ""],
         method=str(request.method),
         path=url.path or "/",
-        query=dict(parse_qsl(url.query)),
+        query={name: ",".join(given) for name, given in parse_qs(url.query).items()},
         headers={name.lower(): str(value) for name, value in request.headers.items()},
         body=json.loads(body) if body else None,
     )
