@@ -20,6 +20,9 @@ from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import NodeFailed
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
 
+_OF_USE = {"creating", "downloading", "available"}
+"""States of a volume that can still be taken; one that is reserved is another server's, asked for before."""
+
 
 class Maker:
     """Makes the pieces of one grant.
@@ -118,7 +121,7 @@ class Maker:
         there = sorted((v for v in self._api.list_volumes(name) if not v.server and self._owns(v)), key=age)
         found: list[Volume] = []
         for role, gib in wanted.items():
-            known = next((v for v in there if v.role == role and v.status != "error"), None)
+            known = next((v for v in there if v.role == role and v.status in _OF_USE), None)
             found.append(known or self._make_volume(index, role, gib, image if role == "root" else ""))
         return found
 

@@ -7,6 +7,7 @@ polls, with the raw value shown.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -148,6 +149,8 @@ class Refusal(enum.Enum):
 
 
 _TOO_MANY: Final = {413, 429}
+_CHILD: Final = re.compile(r"\b(port|volume) ")
+_GONE: Final = ("could not be found", "failed to get volume", "status must be")
 _QUOTA_WORDS: Final = ("quota", "maximum number of", "limit exceeded", "exceeds allowed")
 
 
@@ -163,6 +166,6 @@ def refusal_of(status: int, words: str) -> Refusal:
         return Refusal.FULL
     if status in _TOO_MANY or status == 409:  # noqa: PLR2004 - HTTP: conflict
         return Refusal.AGAIN
-    if plain.startswith(("port ", "volume ")) and "could not be found" in plain:
-        return Refusal.AGAIN  # taken away between our look and Nova's: the next look makes another
+    if _CHILD.search(plain) and any(said in plain for said in _GONE):
+        return Refusal.AGAIN  # taken, or taken away, between our look and the service's: the next look shows it
     return Refusal.WRONG

@@ -152,6 +152,9 @@ def test_a_want_of_room_is_told_from_a_machine_that_failed():
         (413, "This request was rate-limited.", Refusal.AGAIN),
         (429, "Too Many Requests", Refusal.AGAIN),
         (400, "Port id 9b3f8d8b could not be found.", Refusal.AGAIN),
+        (400, "Block Device Mapping is Invalid: failed to get volume 9b3f8d8b.", Refusal.AGAIN),
+        (400, "Invalid volume: Volume 1 status must be available or downloading to reserve, but is", Refusal.AGAIN),
+        (400, "This flavor does not support the image; it could not be found.", Refusal.WRONG),
         (400, "Flavor's disk is too small for requested image.", Refusal.WRONG),
     ],
 )
