@@ -18,7 +18,8 @@ from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import KeystoneSettings, Settings
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.identity.audit import audit_of
-from mlops_sdk.identity.credential import AccessRule, CredentialBroker, CredentialMarker
+from mlops_sdk.identity.credential import AccessRule, CredentialBroker
+from mlops_sdk.identity.credential_marker import CredentialMarker
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import resource_name, run_id_for, run_key
 from mlops_sdk.objects import ObjectStore

@@ -32,7 +32,8 @@ from mlops_sdk.config import Settings
 from mlops_sdk.errors import DamagedObject, MlopsError, RemoteError
 from mlops_sdk.history import Piece, read_history
 from mlops_sdk.identity.audit_entry import AuditResult
-from mlops_sdk.identity.credential import Alive, StoredCredential, first_name, why_dead
+from mlops_sdk.identity.credential import StoredCredential, first_name
+from mlops_sdk.identity.credential_marker import Alive, why_dead
 from mlops_sdk.journal import EntryKind, Journal, note_evidence
 from mlops_sdk.names import ResourceName, parse_resource_name
 from mlops_sdk.services import Services, connect_services

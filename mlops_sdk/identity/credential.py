@@ -8,19 +8,19 @@ own names, so that one run cannot delete another's allocation.
 from __future__ import annotations
 
 import base64
-import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import SecretStr
 
-from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, EndReason, from_iso, overdue, to_iso
+from mlops_sdk.capacity.lease import DEFAULT_PROVIDER, to_iso
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import LeaseLost
 from mlops_sdk.identity.audit import Audit
+from mlops_sdk.identity.credential_marker import CredentialMarker
 from mlops_sdk.identity.nova_rules import NOVA_CALLS
 from mlops_sdk.names import ResourceName, derive_secret, parse_resource_name, resource_name
 
@@ -66,42 +66,6 @@ class StoredCredential:
     def marker(self) -> CredentialMarker | None:
         """Our marker in the description, or None."""
         return CredentialMarker.parse(self.description)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialMarker:
-    """Whose credential it is: kept in its description, because Keystone has no other room."""
-
-    run_id: str
-    deployment_id: str
-    generation: int
-    created_at: datetime
-    deadline: datetime
-
-    def __str__(self) -> str:
-        raw = {
-            "run_id": self.run_id,
-            "deployment_id": self.deployment_id,
-            "generation": self.generation,
-            "created_at": to_iso(self.created_at),
-            "deadline": to_iso(self.deadline),
-        }
-        return json.dumps({"mlops": raw}, sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def parse(cls, description: str) -> CredentialMarker | None:
-        """The marker, or None for a description that is not ours."""
-        try:
-            raw = json.loads(description)["mlops"]
-            return cls(
-                run_id=str(raw["run_id"]),
-                deployment_id=str(raw["deployment_id"]),
-                generation=int(raw["generation"]),
-                created_at=from_iso(raw["created_at"]),
-                deadline=from_iso(raw["deadline"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,36 +289,3 @@ def run_access_rules(run_id: uuid.UUID, generation: int, provider: str = DEFAULT
         ("PUT", "/v1/nodes/*/states/provision"),
     )
     return tuple(AccessRule(service="baremetal", method=method, path=path) for method, path in calls)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alive:
-    """What a run's heartbeat object says: which generation lives, until when."""
-
-    generation: int
-    renewed_until: datetime
-
-    @classmethod
-    def parse(cls, heartbeat: Any | None) -> Alive | None:
-        """From the object; None for a missing or unreadable one."""
-        if not isinstance(heartbeat, Mapping):
-            return None
-        try:
-            return cls(generation=int(heartbeat["generation"]), renewed_until=from_iso(heartbeat["renewed_until"]))
-        except (KeyError, ValueError, TypeError):
-            return None
-
-
-def why_dead(
-    marker: CredentialMarker, alive: Alive | None, *, now: datetime, skew_s: float, window_s: float
-) -> EndReason | None:
-    """Why a run's credential may be revoked by the reaper, or None while its run lives.
-
-    A run without any heartbeat gets `window_s` from the credential's creation to write its first one. A credential of
-    an older generation than the one that lives was left by a crash.
-    """
-    if alive is not None and alive.generation > marker.generation:
-        return EndReason.NODE_FAILED
-    first = marker.created_at + timedelta(seconds=window_s)
-    renewed_until = alive.renewed_until if alive is not None else first
-    return overdue(deadline=marker.deadline, renewed_until=renewed_until, now=now, skew_s=skew_s)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from mlops_sdk.capacity.lease import Marker
+from mlops_sdk.capacity.lease import Marker, from_iso
 from mlops_sdk.capacity.providers import ironic_api
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.identity import credential
-from mlops_sdk.identity.credential import CredentialApi, CredentialMarker, run_access_rules
+from mlops_sdk.identity.credential import CredentialApi, run_access_rules
+from mlops_sdk.identity.credential_marker import CredentialMarker
 from mlops_sdk.names import resource_name
 
 _POLLS = 600
@@ -124,7 +125,7 @@ def check_credentials(api: CredentialApi) -> None:
     run_id = uuid.uuid4()
     name = resource_name(run_id, 1, "cred")
     rules = run_access_rules(run_id, 1)
-    moment = credential.from_iso("2099-01-01T00:00:00")
+    moment = from_iso("2099-01-01T00:00:00")
     marker = CredentialMarker(
         run_id=str(run_id), deployment_id=str(uuid.uuid4()), generation=1, created_at=moment, deadline=moment
     )

@@ -7,14 +7,8 @@ import pytest
 from pydantic import SecretStr
 
 from mlops_sdk.errors import LeaseLost, ServiceUnavailable
-from mlops_sdk.identity.credential import (
-    Alive,
-    CredentialBroker,
-    CredentialMarker,
-    CredentialRequest,
-    run_access_rules,
-    why_dead,
-)
+from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest, run_access_rules
+from mlops_sdk.identity.credential_marker import Alive, CredentialMarker, why_dead
 from mlops_sdk.testing.cloud import FakeCloud, FakeCredentials
 
 RUN = uuid.UUID(int=7)
