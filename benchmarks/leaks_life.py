@@ -41,7 +41,7 @@ MACHINES: Final = 4
 BUCKET: Final = "mlops"
 HOLD_S: Final = 35.0
 _RESTART_S: Final = 3.0
-_OTHER_DEPLOYMENT: Final = uuid.UUID("00000000-0000-4000-8000-00000000beef")
+OTHER_DEPLOYMENT: Final = uuid.UUID("00000000-0000-4000-8000-00000000beef")
 
 
 def _settings() -> Settings:
@@ -107,7 +107,7 @@ def services_of(process: Process, wire: Wire, *, service: str = "") -> Services:
     cloud = wire.cloud(process, SETTINGS.keystone)
     store = wire.store(process)
     audit = audit_of(SETTINGS, store, service=service)
-    return Services(
+    services = Services(
         settings=SETTINGS,
         store=store,
         broker=CredentialBroker(KeystoneCredentials(cloud), SETTINGS.broker_key, audit),
@@ -116,6 +116,7 @@ def services_of(process: Process, wire: Wire, *, service: str = "") -> Services:
         clock=_Clock(world=process.world),
         keeper=process,
     )
+    return process.world.equip(services, lambda login: wire.cloud(process, login))
 
 
 def client_of(process: Process, wire: Wire) -> Client:
@@ -124,9 +125,10 @@ def client_of(process: Process, wire: Wire) -> Client:
 
 
 def request_for(client: Client, nodes: int) -> LeaseRequest:
-    """So many machines for an hour."""
+    """So many machines for an hour, of the provider that was added last."""
     deadline = client.services.now() + timedelta(hours=1)
-    return LeaseRequest(nodes=nodes, resource_class=CLASS, deadline=deadline, wait_s=60.0)
+    provider = client.services.providers[-1]
+    return LeaseRequest(nodes=nodes, resource_class=CLASS, deadline=deadline, wait_s=60.0, provider=provider)
 
 
 # Lives of a run: each a program that leases, works and gives back
@@ -264,18 +266,18 @@ def settle_neighbours(world: World) -> Neighbours:
     for number in range(MACHINES + 3):
         cloud.ironic.add_node(f"gpu-{number:02d}", resource_class=CLASS, project=PROJECT)
     living = run_id_for(SETTINGS.deployment_id, "neighbour")
-    other = run_id_for(_OTHER_DEPLOYMENT, "theirs")
+    other = run_id_for(OTHER_DEPLOYMENT, "theirs")
     markers = {
         "a-person": None,
-        resource_name(other, 1, 0): _marker(other, _OTHER_DEPLOYMENT, lasts_s=-3600.0),
-        resource_name(living, 1, 0): _marker(living, SETTINGS.deployment_id, lasts_s=1e6),
+        resource_name(other, 1, 0): marker_of(other, OTHER_DEPLOYMENT, lasts_s=-3600.0),
+        resource_name(living, 1, 0): marker_of(living, SETTINGS.deployment_id, lasts_s=1e6),
     }
     free = list(cloud.ironic.nodes.values())[-len(markers) :]
     for node, (name, marker) in zip(free, markers.items(), strict=True):
         hold(world, node, name, marker)
     credentials = {
-        _credential(world, other, _OTHER_DEPLOYMENT, lasts_s=-3600.0),
-        _credential(world, living, SETTINGS.deployment_id, lasts_s=1e6),
+        credential_of(world, other, OTHER_DEPLOYMENT, lasts_s=-3600.0),
+        credential_of(world, living, SETTINGS.deployment_id, lasts_s=1e6),
     }
     return Neighbours(allocations=frozenset(markers), credentials=frozenset(credentials))
 
@@ -291,7 +293,8 @@ def hold(world: World, node: FakeNode, name: str, marker: Marker | None = None) 
     node.provision_state, node.power_state, node.user = "active", "power on", name
 
 
-def _marker(run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> Marker:
+def marker_of(run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> Marker:
+    """What a lease of a neighbour carries."""
     until = START + timedelta(seconds=lasts_s)
     return Marker(
         run_id=str(run_id),
@@ -305,7 +308,7 @@ def _marker(run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> Mark
     )
 
 
-def _credential(world: World, run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> str:
+def credential_of(world: World, run_id: uuid.UUID, deployment: uuid.UUID, *, lasts_s: float) -> str:
     """A credential like those of our runs, and the heartbeat that says how long its run lives; its id."""
     until = START + timedelta(seconds=lasts_s)
     name = resource_name(run_id, 1, "cred")

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from benchmarks.leaks_faults import Kind
 from benchmarks.leaks_judge import Judge
 from benchmarks.leaks_life import BUCKET, LIVES, SETTINGS, LightWire, Wire, hold, live, reap, settle_neighbours
-from benchmarks.leaks_schedules import Schedule
+from benchmarks.leaks_schedules import Schedule, Shape
 from benchmarks.leaks_world import Process, World
 from mlops_sdk.errors import MlopsError
 from mlops_sdk.testing.http_cloud.ironic import FakeNode, Pace
@@ -42,6 +42,7 @@ class Result:
         ended: Names of the library's errors that the runs ended with.
         errors: What ended a process other than an error of the library.
         trace: One line a call, if it was asked for.
+        bound_s: How long it may take.
     """
 
     schedule: Schedule
@@ -54,6 +55,7 @@ class Result:
     ended: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
+    bound_s: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -63,14 +65,60 @@ class Result:
     @property
     def late(self) -> bool:
         """Whether it took longer than promised."""
-        return self.took_s is not None and self.took_s > bound_s()
+        return self.took_s is not None and self.took_s > self.bound_s
 
 
-def bound_s() -> float:
+def bound_s(*, deploy_s: float, cleaning_s: float) -> float:
     """Renewal + one period + cleaning, as promised; and what a deployment under way takes to come to its end."""
     lease = SETTINGS.lease
-    cleaning = _PACE.tear_down_s + _PACE.clean_s + 2 * lease.poll_s
-    return lease.renew_for_s + lease.clock_skew_s + 1 + lease.reaper_period_s + _PACE.deploy_s + cleaning + _MESSAGES_S
+    return lease.renew_for_s + lease.clock_skew_s + 1 + lease.reaper_period_s + deploy_s + cleaning_s + _MESSAGES_S
+
+
+class Judging(Protocol):
+    """Who says what came of a world. See `leaks_judge.Judge`."""
+
+    wrong: list[str]
+    beyond: list[str]
+    window: int
+
+    def left(self) -> list[str]:
+        """What is still there of the dead."""
+        ...
+
+    def touched(self) -> list[str]:
+        """What the neighbours have lost."""
+        ...
+
+
+class Scene(Protocol):
+    """What a schedule is played in: machines of one provider, neighbours, and who judges.
+
+    Attributes:
+        bound_s: How long it may take until nothing is left.
+        shape: What is drawn for it.
+    """
+
+    bound_s: float
+    shape: Shape
+
+    def set(self, world: World, schedule: Schedule) -> Judging:
+        """Put everything in its place."""
+        ...
+
+
+class Machines:
+    """Machines of Ironic."""
+
+    bound_s = bound_s(deploy_s=_PACE.deploy_s, cleaning_s=_PACE.tear_down_s + _PACE.clean_s + 2 * SETTINGS.lease.poll_s)
+    shape = Shape()
+
+    def set(self, world: World, schedule: Schedule) -> Judging:
+        """See `Scene.set`."""
+        judge = Judge(world, SETTINGS, settle_neighbours(world), BUCKET)
+        _spoil(world, schedule.spoiled)
+        if schedule.tenants:
+            _let_tenants_in(world)
+        return judge
 
 
 class _Current:
@@ -103,14 +151,14 @@ def stage() -> Generator[None]:
         reaper.disabled = said
 
 
-def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool = False) -> Result:
-    """Run one. Equal schedules have equal results."""
+def run_schedule(
+    schedule: Schedule, *, wire: Wire | None = None, traced: bool = False, scene: Scene | None = None
+) -> Result:
+    """Run one. Equal schedules have equal results. `scene`: default machines of Ironic."""
+    scene = scene or Machines()
     world = CURRENT.world = World(schedule.seed, schedule.plan, pace=_PACE, traced=traced)
     wire = wire or LightWire()
-    judge = Judge(world, SETTINGS, settle_neighbours(world), BUCKET)
-    _spoil(world, schedule.spoiled)
-    if schedule.tenants:
-        _let_tenants_in(world)
+    judge = scene.set(world, schedule)
     processes: list[Process] = []
     runs = [live(world, wire, LIVES[schedule.life], schedule.nodes)]
     if schedule.contender:
@@ -132,6 +180,7 @@ def run_schedule(schedule: Schedule, *, wire: Wire | None = None, traced: bool =
         ended=tuple(type(error).__name__ for run in runs for error in run.errors),
         errors=tuple(_unexpected(processes)),
         trace=tuple(world.trace or ()),
+        bound_s=scene.bound_s,
     )
     world.end(processes)
     CURRENT.count += 1

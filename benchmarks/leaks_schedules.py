@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.leaks_faults import SINGLES, Fault, Kind, drawn
 
-# About so many with one machine.
-_CALLS: Final = {"release": 110, "generations": 190, "begin": 80, "attach": 130, "extend": 120, "replace": 160}
-_MORE: Final = 40  # with each further one
 _PAIR_KINDS: Final = (
     Fault(kind=Kind.CRASH_BEFORE),
     Fault(kind=Kind.CRASH_AFTER),
     Fault(kind=Kind.LOST_REPLY),
     Fault(kind=Kind.TIMEOUT),
 )
-_SPOILS: Final = ("", "", "", "", "", "deploy", "hang", "tear_down", "clean")
 _LIVES: Final = (*("release", "begin") * 3, *("extend", "replace") * 2, "attach", "generations")
 _APART: Final = 80  # from a failure to the next: so the reapers that follow a death have their share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is drawn of.
+
+    Attributes:
+        calls: About so many calls has a life with one machine.
+        more: So many with each further one.
+        spoils: What may fail on a machine; "" for nothing.
+    """
+
+    calls: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "release": 110,
+            "generations": 190,
+            "begin": 80,
+            "attach": 130,
+            "extend": 120,
+            "replace": 160,
+        }
+    )
+    more: int = 40
+    spoils: tuple[str, ...] = (*("",) * 5, "deploy", "hang", "tear_down", "clean")
+
+
+_IRONIC: Final = Shape()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +76,14 @@ class Schedule:
         return f"{self.seed};{self.life};{self.nodes};{self.reapers};{others};{self.spoiled};{faults}"
 
     @classmethod
-    def parse(cls, text: str) -> Schedule:
+    def parse(cls, text: str, shape: Shape = _IRONIC) -> Schedule:
         """From its line, or from the seed that it was drawn from.
 
         Raises:
             ValueError: it is neither.
         """
         if text.isdigit():
-            return draw(int(text))
+            return draw(int(text), shape)
         seed, life, nodes, reapers, others, spoiled, faults = text.split(";")
         plan: dict[int, Fault] = {}
         for each in filter(None, faults.split(",")):
@@ -79,12 +102,12 @@ class Schedule:
         )
 
 
-def draw(seed: int) -> Schedule:
+def draw(seed: int, shape: Shape = _IRONIC) -> Schedule:
     """One with some failures, drawn from a seed."""
     source = random.Random(seed)  # noqa: S311 - of a simulation
     life, nodes = source.choice(_LIVES), source.choice((*(1,) * 7, 2, 2, 3))
-    spoil = source.choice(_SPOILS)
-    k = source.randint(1, _CALLS[life] + _MORE * (nodes - 1))
+    spoil = source.choice(shape.spoils)
+    k = source.randint(1, shape.calls[life] + shape.more * (nodes - 1))
     plan = {k: drawn(source)}
     for _ in range(source.choice((0, 1, 1, 1, 2, 3))):
         k += source.randint(1, _APART)

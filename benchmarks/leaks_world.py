@@ -10,7 +10,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from greenlet import getcurrent, greenlet
 
@@ -22,7 +22,11 @@ from mlops_sdk.testing.http_cloud.messages import Answer, Call, NoAnswer
 from mlops_sdk.testing.http_cloud.site import HttpCloud
 
 if TYPE_CHECKING:
+    from mlops_sdk.cloud import Cloud
+    from mlops_sdk.config import KeystoneSettings
     from mlops_sdk.keeper import Beat, Stop
+    from mlops_sdk.services import Services
+    from mlops_sdk.testing.http_cloud.messages import ServiceName
 
 TIMEOUT_S: Final = 30.0
 _QUICK_S: Final = 0.05
@@ -33,6 +37,15 @@ _SLOW_SHARE: Final = 0.03
 
 Watch: TypeAlias = "Callable[[Process, Call, float, Callable[[], Answer]], Answer]"
 """Sees each call as it arrives: who sent it, what it is, how many seconds it was under way; carries it out."""
+
+Equip: TypeAlias = "Callable[[Services, Callable[[KeystoneSettings], Cloud]], Services]"
+"""What a process has besides Ironic: its services, and how it logs in."""
+
+
+class ServiceClock(Protocol):
+    """Of a service: how far it is from the world's."""
+
+    offset_s: float
 
 
 class World:
@@ -50,6 +63,8 @@ class World:
         last_late: When the last of those arrived.
         living: Keys of runs whose process lives.
         frozen: How many processes stand still.
+        clocks: Those of services that have one of their own; of all others it is Ironic's.
+        equip: What its processes have besides.
         reapers_failed: Whether a call failed that was not the run's.
     """
 
@@ -68,6 +83,8 @@ class World:
         self.outages: dict[str, float] = {}
         self.past = Past(self.cloud, kept=any(fault.kind is Kind.STALE for fault in plan.values()))
         self.watch: Watch = lambda _process, _call, _age_s, carry: carry()
+        self.clocks: dict[ServiceName, ServiceClock] = {}
+        self.equip: Equip = lambda services, _cloud: services
         self._queue: list[tuple[float, float, _Task | Callable[[], None]]] = []
         self._hub = getcurrent()
         self._ended = False
@@ -275,7 +292,7 @@ class Process:
             world.outages[call.service] = world.now + fault.seconds
             world.refuse_if_out(call)
         elif fault.kind is Kind.CLOCK_JUMP:
-            world.cloud.ironic.offset_s += fault.seconds
+            world.clocks.get(call.service, world.cloud.ironic).offset_s += fault.seconds
 
     def _after(self, answer: Answer, call: Call, fault: Fault) -> Answer:
         """What happens between the service and who waits for its answer."""
