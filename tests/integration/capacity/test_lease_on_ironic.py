@@ -21,12 +21,13 @@ from mlops_sdk.capacity.providers.ironic_api import IronicApi
 from mlops_sdk.cli.main import main
 from mlops_sdk.client import Client
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.config import KeystoneSettings
+from mlops_sdk.config import Settings
 from mlops_sdk.errors import AccessDenied, LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import PREFIX, run_id_for
 from mlops_sdk.testing.contracts import check_baremetal, check_credentials
 from support import eventually
+from support_strangers import other_tenant, stranger_in_our_project
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
@@ -183,8 +184,8 @@ def test_the_run_credential_can_do_what_a_run_does_and_nothing_else(client: Clie
         IronicApi(Cloud(login)).get_machine(node.id)
 
 
-def test_ironic_keeps_the_contract_of_the_fake(baremetal: IronicApi):
-    check_baremetal(baremetal, resource_class=CLASS, sleep=time.sleep)
+def test_ironic_keeps_the_contract_of_the_fake(baremetal: IronicApi, settings: Settings):
+    check_baremetal(baremetal, resource_class=CLASS, images=settings.ironic_images, sleep=time.sleep)
 
 
 def test_keystone_keeps_the_contract_of_the_fake(client: Client):
@@ -256,74 +257,6 @@ def held(client: Client, baremetal: IronicApi, keys: list[str]) -> list[str]:
     found = [a.name for a in baremetal.list_allocations() if any(key in a.name for key in keys)]
     credentials = KeystoneCredentials(Cloud(client.settings.keystone)).list()
     return found + [c.name for c in credentials if any(key in c.name for key in keys)]
-
-
-class stranger_in_our_project:  # noqa: N801 - reads as a word
-    """A colleague's allocation in the same project, under a name like ours, without our marker."""
-
-    def __init__(self, baremetal: IronicApi) -> None:
-        self._api = baremetal
-        self._name = "ml-aaaaaaaaaaaa-g1-0"
-
-    def __enter__(self) -> tuple[str, str]:
-        past = datetime.now(UTC) - timedelta(hours=1)
-        marker = Marker(
-            run_id=str(uuid.uuid4()),
-            deployment_id=str(uuid.uuid4()),
-            generation=1,
-            index=0,
-            nodes=1,
-            owner="colleague",
-            deadline=past,
-            renewed_until=past,
-        )
-        self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
-        eventually(lambda: self._state() == "active", within_s=20, what="the colleague has a machine")
-        allocation = self._api.get_allocation(self._name)
-        assert allocation is not None
-        return self._name, allocation.node_id
-
-    def __exit__(self, *error: object) -> None:
-        self._api.delete_allocation(self._name)
-
-    def _state(self) -> str:
-        found = self._api.get_allocation(self._name)
-        return found.state if found else ""
-
-
-class other_tenant:  # noqa: N801 - reads as a word
-    """A second project with an allocation of its own that even copies our deployment's marker."""
-
-    def __init__(self, stack: Any) -> None:
-        tenant = stack.admin["other_tenant"]
-        login = KeystoneSettings(
-            auth_url=stack.settings.keystone.auth_url,
-            region=stack.settings.keystone.region,
-            username=tenant["username"],
-            password=SecretStr(tenant["password"]),
-            project_name=tenant["project_name"],
-        )
-        self._api = IronicApi(Cloud(login))
-        self._deployment = str(stack.settings.deployment_id)
-        self._name = "ml-bbbbbbbbbbbb-g1-0"
-
-    def __enter__(self) -> tuple[IronicApi, str]:
-        past = datetime.now(UTC) - timedelta(hours=1)
-        marker = Marker(
-            run_id=str(uuid.uuid4()),
-            deployment_id=self._deployment,
-            generation=1,
-            index=0,
-            nodes=1,
-            owner="other",
-            deadline=past,
-            renewed_until=past,
-        )
-        self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
-        return self._api, self._name
-
-    def __exit__(self, *error: object) -> None:
-        self._api.delete_allocation(self._name)
 
 
 def test_the_commands_show_a_lease_and_the_proof(client: Client, stack: Any, monkeypatch: pytest.MonkeyPatch):
