@@ -28,6 +28,7 @@ _UID = 4242
 _BOOT = r"""
 set -eu
 cd "$1"
+hostname "$(cat etc/hostname)"
 mount --make-rprivate /
 mount --bind /usr usr && mount -o remount,bind,ro usr
 mount --rbind /dev dev
@@ -83,7 +84,7 @@ class SshdHost:
 
     def boot(self) -> None:
         """Power on."""
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        unshare = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
         if self.own_network:
             unshare.append("--net")
         with (self.root / "sshd.log").open("ab") as log:
@@ -181,6 +182,7 @@ class SshdHost:
         (root / "etc/group").write_text(f"root:x:0:\npool:x:{_UID}:\nnogroup:x:65534:\n")
         (root / "etc/shadow").write_text("root:*:19000::::::\npool:*:19000::::::\n")
         (root / "etc/hostname").write_text(f"{self.name}\n")
+        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (root / "etc/os-release").write_text('PRETTY_NAME="a host of the tests"\n')
         shutil.copy("/etc/ld.so.cache", root / "etc/ld.so.cache")
         (root / "etc/ssh/host_key").write_text(self.host_key.private)
@@ -206,7 +208,8 @@ _NET = f"198.18.{os.getpid() % 250}"  # of the network for benchmarks; two test 
 def behind_a_gateway(folder: Path, *, image: Path | None = None) -> Generator[tuple[SshdHost, SshdHost]]:
     """A gateway and a node: this machine has a cable to the gateway, and the gateway one to the node.
 
-    Neither forwards packets, and the node has no route but to the gateway's end of its cable.
+    Neither forwards packets. The node has no route but to the gateway's end of its cable, and this machine sends
+    nothing to the node: not even to a network of its own that would take it.
     """
     login = new_key()
     started: list[SshdHost] = []
@@ -217,10 +220,41 @@ def behind_a_gateway(folder: Path, *, image: Path | None = None) -> Generator[tu
         gateway, node = started
         plug(gateway, gateway.address, into=None, peer=f"{_NET}.1")
         plug(node, node.address, into=gateway, peer=f"{_NET}.5")
+        subprocess.run(["ip", "route", "replace", "unreachable", f"{_NET}.4/30"], check=True)
         yield gateway, node
     finally:
         for host in started:
             host.stop()
+        subprocess.run(["ip", "route", "delete", "unreachable", f"{_NET}.4/30"], check=False)
+
+
+@contextmanager
+def on_a_switch(folder: Path, number: int, *, image: Path) -> Generator[list[SshdHost]]:
+    """Hosts with a network of their own between them, and a way to the addresses of this machine."""
+    login, bridge = new_key(), f"s{os.getpid()}"
+    started: list[SshdHost] = []
+    run = partial(subprocess.run, check=True)
+    try:
+        run(["ip", "link", "add", bridge, "type", "bridge"])
+        run(["ip", "address", "add", f"{_NET}.129/25", "dev", bridge])
+        run(["ip", "link", "set", bridge, "up"])
+        for index in range(number):
+            name, address = f"pool-{index + 1}", f"{_NET}.{130 + index}"
+            (folder / name).mkdir()
+            host = SshdHost.start(name, folder / name, login, address=address, image=image)
+            started.append(host)
+            inside = ["nsenter", "-t", str(host.pid), "-n", "ip"]
+            run(["ip", "link", "add", f"t{host.pid}", "type", "veth", "peer", "name", "up0", "netns", str(host.pid)])
+            run(["ip", "link", "set", f"t{host.pid}", "master", bridge, "up"])
+            run([*inside, "link", "set", "lo", "up"])
+            run([*inside, "address", "add", f"{address}/25", "dev", "up0"])
+            run([*inside, "link", "set", "up0", "up"])
+            run([*inside, "route", "add", "default", "via", f"{_NET}.129"])
+        yield started
+    finally:
+        for host in started:
+            host.stop()
+        subprocess.run(["ip", "link", "delete", bridge], check=False)
 
 
 def plug(host: SshdHost, address: str, *, into: SshdHost | None, peer: str) -> None:

@@ -28,16 +28,23 @@ class Before:
     Attributes:
         authorized_keys: The account's file.
         processes: Of the account, as ``pid:start time``.
+        files: Of the account, in the places where anybody may leave some.
         image: What the host runs.
     """
 
     authorized_keys: str = ""
     processes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     image: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As stored."""
-        return {"authorized_keys": self.authorized_keys, "processes": list(self.processes), "image": self.image}
+        return {
+            "authorized_keys": self.authorized_keys,
+            "processes": list(self.processes),
+            "files": list(self.files),
+            "image": self.image,
+        }
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Before:
@@ -45,6 +52,7 @@ class Before:
         return cls(
             authorized_keys=str(raw["authorized_keys"]),
             processes=tuple(str(item) for item in raw["processes"]),
+            files=tuple(str(item) for item in raw.get("files", ())),
             image=str(raw["image"]),
         )
 

@@ -1,8 +1,8 @@
 """What a lease does on a host of the fixed pool, over SSH with the deployment's key: look, let in, clean.
 
 The account is one that only leases use: cleaning ends every process of it that was not there before the lease, puts
-its authorized keys back as they were, and removes the lease's files. What an account could hide elsewhere (a crontab
-of its own, a file that its shell reads) stays; the page on resources says so.
+its authorized keys back as they were, and removes the lease's folders and what it left among temporary files. What an
+account could hide elsewhere (a crontab of its own, a file that its shell reads) stays; the page on resources says so.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ processes() {
         start=$(started "$pid") && echo "$pid:$start"
     done
 }
+temporary() {
+    for place in /tmp /var/tmp /dev/shm; do
+        [ ! -d "$place" ] || find "$place" -mindepth 1 -maxdepth 1 -user "$me" "$@" || return 1
+    done
+}
 """
 
 _LOOK = (
@@ -58,6 +63,7 @@ if grep -qs ' mlops-lease ' "$keys"; then
 fi
 echo image "$( (. /etc/os-release && echo "$PRETTY_NAME") 2>/dev/null)"
 processes | sed 's/^/process /'
+temporary | sed 's/^/file /'
 [ ! -f "$keys" ] || sed 's/^/key /' "$keys"
 """
 )
@@ -72,7 +78,8 @@ cat > "$keys.mlops"
 mv -f "$keys.mlops" "$keys"
 """
 
-# standard input: "process pid:start" and "key line", what there was before; $1: the claim; the rest: folders to remove
+# standard input: "process pid:start", "file path" and "key line", what there was before; $1: the claim; the rest: what
+# to remove
 _CLEAN = (
     _FUNCTIONS
     + r"""
@@ -119,6 +126,16 @@ for pid in $(foreign); do
     exit 5
 done
 rm -rf "$@" || exit 6
+temporary -exec sh -c '
+    before=$1
+    shift
+    for path; do
+        case "$before" in *"
+file $path
+"*) continue ;; esac
+        rm -rf "$path" || exit 6
+    done
+' sh "$newline$before" {} + || exit 6
 if command -v nvidia-smi > /dev/null; then
     users=$(nvidia-smi --query-compute-apps=pid --format=csv,noheader) || { echo "nvidia-smi failed" >&2; exit 7; }
     [ -z "$users" ] || { echo "accelerators are in use by: $users" >&2; exit 7; }
@@ -169,6 +186,7 @@ class SshShell(HostShell):
         return Before(
             authorized_keys="".join(f"{key}\n" for key in keys),
             processes=tuple(value for kind, value in found if kind == "process"),
+            files=tuple(value for kind, value in found if kind == "file"),
             image=next((value for kind, value in found if kind == "image"), ""),
         )
 
@@ -186,8 +204,10 @@ class SshShell(HostShell):
     def clean(self, host: StaticHost, before: Before, run_key: str, claim_id: str) -> str:
         """See `HostShell.clean`."""
         lines = [f"process {item}" for item in before.processes]
+        lines += [f"file {path}" for path in before.files]
         lines += [f"key {line}" for line in before.authorized_keys.splitlines()]
-        argv = ["sh", "-c", _CLEAN, "clean", claim_id, f"/scratch/{run_key}", f"/run/mlops/{run_key}"]
+        ours = [f"/scratch/{run_key}", f"/run/mlops/{run_key}", f"/run/mlops/{run_key}.lock"]
+        argv = ["sh", "-c", _CLEAN, "clean", claim_id, *ours]
         stdin = "".join(f"{line}\n" for line in lines) or "\n"
         return run_once(
             pool_host(self._settings, host), argv, stdin=stdin.encode(), login_s=self._login_s, timeout_s=_CLEAN_S

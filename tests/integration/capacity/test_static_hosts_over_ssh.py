@@ -122,7 +122,7 @@ def test_what_a_lease_leaves_behind_is_gone_and_what_was_there_before_is_not(ben
         username="pool",
         port=host.port,
     )
-    run_once(earlier, ["sh", "-c", "setsid sleep 1111 > /dev/null 2>&1 < /dev/null &"])
+    run_once(earlier, ["sh", "-c", "setsid sleep 1111 > /dev/null 2>&1 < /dev/null & echo mine > '/tmp/of earlier'"])
     on_first = replace(bench, open=lambda boundary=no_boundary: only(bench.open(boundary), host.name))
     grant = on_first.grant(nodes=1)
     try:
@@ -135,7 +135,8 @@ def test_what_a_lease_leaves_behind_is_gone_and_what_was_there_before_is_not(ben
             "setsid nohup sleep 2222 > /dev/null 2>&1 < /dev/null & "
             "(env -i setsid sh -c 'trap : TERM HUP; while :; do sleep 3333; done' > /dev/null 2>&1 < /dev/null &) ; "
             f"echo '{stranger.public}' >> ~/.ssh/authorized_keys; "
-            f"mkdir -p /scratch/{grant_key(grant)}/data /run/mlops/{grant_key(grant)}; "
+            f"mkdir -p /scratch/{grant_key(grant)}/data /run/mlops/{grant_key(grant)} '/tmp/a b'; "
+            f"touch /run/mlops/{grant_key(grant)}.lock '/tmp/a b/c' /tmp/.hidden \"$(printf '/tmp/of earlier\\nx')\"; "
             f"echo weights > /scratch/{grant_key(grant)}/data/model",
         )
         eventually(lambda: len(host.commands) >= 4, within_s=5, what="the lease's processes run")
@@ -147,6 +148,7 @@ def test_what_a_lease_leaves_behind_is_gone_and_what_was_there_before_is_not(ben
     assert host.keys == [host.login.public]
     assert not list((host.root / "scratch").iterdir())
     assert not list((host.root / "run/mlops").iterdir())
+    assert [path.name for path in (host.root / "tmp").iterdir()] == ["of earlier"]
     with pytest.raises(NodeFailed, match="no SSH login"):
         as_lessee(grant, node, "true", timeout_s=0.5)
     run_once(earlier, ["pkill", "sleep"])

@@ -74,7 +74,9 @@ def test_command_log_and_stream_go_through_the_gateway_when_nothing_else_does(st
     assert asyncio.run(lines_of(rack.host, "echo step 1; echo step 2 >&2")) == ["step 1", "step 2"]
 
     model = stored_model(ObjectStore.open(stack.settings.s3), tmp_path, name=NAME, version=1)
-    run_once(rack.host, ["haproxy", "-D", "-f", "/etc/haproxy.cfg", "-f", f"{ROOT}/proxy/{router.BACKEND_FILE}"])
+    run_once(
+        rack.host, ["/usr/sbin/haproxy", "-D", "-f", "/etc/haproxy.cfg", "-f", f"{ROOT}/proxy/{router.BACKEND_FILE}"]
+    )
     with forwarding(rack.host, PORT) as way:
         target = target_behind(rack.host, way.url)
         served = roll_out_and_wait(target, model, stack.settings.s3, tell=print)
