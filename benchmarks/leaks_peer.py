@@ -74,6 +74,8 @@ def _work(process: Process, wire: Wire, nodes: int) -> None:
             made.append(ironic.ask("POST", "/v1/allocations", body)["uuid"])
         for ident in made:
             machines.append(ironic.wait(f"/v1/allocations/{ident}", "state", "active")["node_uuid"])
+            image = [{"op": "replace", "path": "/instance_info", "value": {"image_source": "node.qcow2"}}]
+            ironic.ask("PATCH", f"/v1/nodes/{machines[-1]}", image)
             ironic.ask("PUT", f"/v1/nodes/{machines[-1]}/states/provision", {"target": "active"})
         for machine in machines:
             ironic.wait(f"/v1/nodes/{machine}", "provision_state", "active")

@@ -113,6 +113,38 @@ class StaticHost(_Group):
     gateway: str = ""
 
 
+class IronicImage(_Group):
+    """What Ironic writes to the disk of a bare metal machine of a class."""
+
+    source: str = Field(min_length=1, description="http(s):// or file:// URL, or the id of an image in Glance")
+    checksum: str = Field(
+        default="", description="SHA-256 or SHA-512, or the URL of a file of them; Glance knows its own"
+    )
+    kernel: str = Field(default="", description="of a partition image")
+    ramdisk: str = Field(default="", description="of a partition image")
+    root_gib: int = Field(default=0, ge=0, description="size of the root file system of a partition image")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.source.startswith(("http://", "https://")) and not self.checksum:
+            raise ValueError(f"checksum is missing: Ironic writes nothing from {self.source} without one")
+        if bool(self.kernel) != bool(self.ramdisk):
+            raise ValueError("a partition image has a kernel and a ramdisk; name both or none")
+        return self
+
+    @property
+    def instance_info(self) -> dict[str, str | int]:
+        """In Ironic's words: https://docs.openstack.org/ironic/latest/user/deploy.html."""
+        told: dict[str, str | int] = {
+            "image_source": self.source,
+            "image_checksum": self.checksum,
+            "kernel": self.kernel,
+            "ramdisk": self.ramdisk,
+            "root_gb": self.root_gib,
+        }
+        return {key: value for key, value in told.items() if value}
+
+
 class NovaFlavor(_Group):
     """What a flavor is meant to give; checked before a server is asked for. What is left out is not checked."""
 
@@ -223,6 +255,9 @@ class Settings(LayeredSettings):
     static_key: SecretStr = Field(default=SecretStr(""), description="logs in to the static hosts; or its file:")
     static_key_file: str = ""
     ironic: bool = Field(default=True, description="the cloud has Ironic; without it, times are judged by S3's clock")
+    ironic_images: dict[str, IronicImage] = Field(
+        default_factory=dict[str, IronicImage], description='by class of machine; "*": of every other'
+    )
     node_seconds_price: dict[str, float] = Field(default_factory=dict[str, float])
     currency: str = "EUR"
     cost: CostSettings = CostSettings()
@@ -249,6 +284,11 @@ class Settings(LayeredSettings):
         if self.environment and self.mlflow.alias != expected:
             raise ValueError(f"environment {self.environment!r} needs mlflow.alias {expected!r}")
         return self
+
+    def instance_info_for(self, resource_class: str) -> dict[str, str | int]:
+        """What Ironic is told of the image for a class of machines; empty where nothing is configured for it."""
+        image = self.ironic_images.get(resource_class) or self.ironic_images.get("*")
+        return image.instance_info if image is not None else {}
 
     @classmethod
     def load(cls, path: Path | None = None) -> Settings:

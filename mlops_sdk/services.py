@@ -102,7 +102,8 @@ class Services:
         fence = fence or self.fence()
         party = Party(settings=self.settings, fence=fence, clock=self.clock, by=by, boundary=boundary)
         if name == ironic.NAME and self.settings.ironic:
-            return ironic.IronicLeases(self.baremetal if login is None else self.connect(login), party)
+            api = self.baremetal if login is None else self.connect(login)
+            return ironic.IronicLeases(api, party, ours=self.baremetal)
         if name not in self.others:
             raise SettingsError(
                 f"this deployment has no provider {name!r}",

@@ -9,6 +9,8 @@ from typing import Any
 import openstack
 from openstack.exceptions import BadRequestException, ConflictException
 
+from mlops_sdk.config import Settings
+
 
 def eventually(holds: Callable[[], bool], *, within_s: float, what: str = "it") -> float:
     """Wait for something to become true; the seconds it took."""
@@ -33,6 +35,16 @@ def operator_of(admin: Mapping[str, Any]) -> openstack.connection.Connection:
         load_yaml_config=False,
         load_envvars=False,
     )
+
+
+def deploy_by_hand(
+    operator: openstack.connection.Connection, node: str, config_drive: Mapping[str, Any], *, settings: Settings
+) -> None:
+    """Let a machine be deployed, as who owns the cloud does it: with an image of this deployment."""
+    image = settings.ironic_images["*"].source
+    told = {"op": "replace", "path": "/instance_info", "value": {"image_source": image}}
+    operator.baremetal.patch_node(node, [told])
+    operator.baremetal.set_node_provision_state(node, "active", config_drive=dict(config_drive))
 
 
 def take_back_everything(operator: openstack.connection.Connection, *, owner: str) -> None:

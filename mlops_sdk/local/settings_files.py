@@ -95,6 +95,7 @@ def _settings(site: Site, keystone: Mapping[str, str], *, nova: bool) -> dict[st
             "password": site.secrets.mlflow_mlops,
         },
         "lease": LEASE,
+        "ironic_images": {"*": {"source": f"file://{site.tools.node_image}"}},
         "node_seconds_price": dict(PRICES),
         "cost": dict(COST),
         **({"nova": {"networks": [NETWORK], "image": IMAGE_NAME, "flavors": EXPECTED}} if nova else {}),

@@ -221,7 +221,7 @@ class FakeCloud:
         names = [n for n, a in self.allocations.items() if a.id == machine.shown.allocation_id]
         for name in names:
             del self.allocations[name]
-        machine.shown = replace(machine.shown, allocation_id="")
+        machine.shown = replace(machine.shown, allocation_id="", instance={})
 
 
 class FakeBaremetal(BaremetalApi):
@@ -316,12 +316,26 @@ class FakeBaremetal(BaremetalApi):
         with self._call("list_machines"):
             return iter([machine.shown for machine in self._cloud.machines.values() if machine.shown.owner == "ours"])
 
+    def list_unallocated(self) -> Iterator[Machine]:
+        """Of ours."""
+        with self._call("list_unallocated"):
+            ours = [m.shown for m in self._cloud.machines.values() if m.shown.owner == "ours"]
+            return iter([shown for shown in ours if not shown.allocation_id])
+
+    def set_instance(self, node_id: str, instance: Mapping[str, Any]) -> None:
+        """At once."""
+        with self._call("set_instance"):
+            machine = self._cloud.machines[node_id]
+            machine.shown = replace(machine.shown, instance=dict(instance))
+
     def deploy(self, node_id: str, config_drive: Mapping[str, Any]) -> None:
-        """Two seconds."""
+        """Two seconds. Like the usual ways of deploying, it asks for an image."""
         with self._call("deploy"):
             machine = self._cloud.machines[node_id]
             if machine.shown.provision_state != "available":
                 raise NotYet(f"400 cannot deploy while {machine.shown.provision_state}")
+            if not machine.shown.instance.get("image_source"):
+                raise NotYet("400 Failed to validate deploy or power info: 'image_source' is missing")
             self._cloud.config_drives[node_id] = config_drive
             if "hang" in machine.fails:
                 machine.shown = replace(machine.shown, provision_state="wait call-back")

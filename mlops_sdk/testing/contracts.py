@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from mlops_sdk.capacity.lease import Marker, from_iso
 from mlops_sdk.capacity.providers import ironic_api
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_instance import (
+    deployed_for,
+    instance_of,
+    marker_of,
+    same_instance,
+)
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.identity import credential
 from mlops_sdk.identity.credential import CredentialApi, run_access_rules
@@ -24,7 +31,9 @@ class ContractBroken(AssertionError):
     """An implementation does not do what the protocol says."""
 
 
-def check_baremetal(api: BaremetalApi, *, resource_class: str, sleep: Callable[[float], None]) -> None:
+def check_baremetal(
+    api: BaremetalApi, *, resource_class: str, image: Mapping[str, Any], sleep: Callable[[float], None]
+) -> None:
     """Allocate, mark, free, deploy and tear down one machine; gone is never an error."""
     run_id = uuid.uuid4()
     name = resource_name(run_id, 1, 0)
@@ -36,7 +45,7 @@ def check_baremetal(api: BaremetalApi, *, resource_class: str, sleep: Callable[[
     _expect(not api.set_times(name, renewed_until=marker.renewed_until), "renewing what is gone is False")
     try:
         _check_allocation(api, name, marker, resource_class, sleep)
-        _check_deployment(api, name, marker, resource_class, sleep)
+        _check_deployment(api, _allocate(api, name, marker, resource_class, sleep), image, sleep)
         _check_cleaning_again(api, name, marker, resource_class, sleep)
         _check_no_capacity(api, name, marker, sleep)
     finally:
@@ -71,10 +80,17 @@ def _check_allocation(
 
 
 def _check_deployment(
-    api: BaremetalApi, name: str, marker: Marker, resource_class: str, sleep: Callable[[float], None]
+    api: BaremetalApi, allocation: Allocation, image: Mapping[str, Any], sleep: Callable[[float], None]
 ) -> None:
-    allocation = _allocate(api, name, marker, resource_class, sleep)
+    name, marker = allocation.name, _marker_of(api, allocation.name)
+    if marker is None:
+        raise ContractBroken("the marker is there")
     drive = {"meta_data": {"name": name}, "user_data": "#cloud-config\n{}", "network_data": {}}
+    _refused(lambda: api.deploy(allocation.node_id, drive), "without an image nothing is deployed")
+    instance = instance_of(image, allocation=name, marker=marker)
+    api.set_instance(allocation.node_id, instance)
+    told = _machine(api, allocation)
+    _expect(same_instance(told, instance) and marker_of(told) == marker, "the machine says what it is for")
     api.deploy(allocation.node_id, drive)
     _refused(lambda: api.deploy(allocation.node_id, drive), "a machine is deployed once")
     _wait(lambda: _machine(api, allocation).provision_state == "active", sleep, "deployed")
@@ -84,6 +100,12 @@ def _check_deployment(
     api.tear_down(allocation.node_id)
     _wait(lambda: api.get_allocation(name) is None, sleep, "tear-down drops the allocation")
     _wait(lambda: _machine(api, allocation).provision_state == "available", sleep, "cleaned")
+    _expect(not _machine(api, allocation).instance, "what it was deployed with is forgotten")
+    _refused(lambda: api.deploy(allocation.node_id, drive), "a deployment that comes too late is refused")
+    api.set_instance(allocation.node_id, instance)
+    unallocated = {machine.id: machine for machine in api.list_unallocated()}
+    _expect(deployed_for(unallocated[allocation.node_id]) == name, "machines that nobody has are listed with it")
+    api.set_instance(allocation.node_id, {})
 
 
 def _check_cleaning_again(

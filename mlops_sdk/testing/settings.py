@@ -25,6 +25,7 @@ def fake_settings() -> Settings:
                 "deploy_timeout_s": 60,
                 "clean_timeout_s": 120,
             },
+            "ironic_images": {"*": {"source": "http://images.invalid/node.qcow2", "checksum": "5" * 64}},
             "node_seconds_price": {"gpu.h200.8x": 0.01},
         }
     )

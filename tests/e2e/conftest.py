@@ -16,7 +16,7 @@ from mlops_pipelines.recipes.main_job import MainJob, default_spec
 from mlops_pipelines.recipes.timeline import Timeline
 from mlops_sdk.client import Client
 from mlops_sdk.local import control
-from support import eventually
+from support import deploy_by_hand, eventually
 from support_jobs import corpus_in_the_bucket, on_nodes
 from support_turns import Turn
 
@@ -138,7 +138,7 @@ def stranger(operator: Any, stack: Any) -> Iterator[Callable[[], object]]:
     try:
         api.create_allocation(name=name, resource_class="gpu.h200.8x", owner=theirs, candidate_nodes=["gpu-04"])
         eventually(lambda: api.get_allocation(name).state == "active", within_s=30)
-        api.set_node_provision_state("gpu-04", "active", config_drive={"meta_data": {"uuid": name}})
+        deploy_by_hand(operator, "gpu-04", {"meta_data": {"uuid": name}}, settings=stack.settings)
         eventually(lambda: api.get_node("gpu-04").provision_state == "active", within_s=60)
         pids = machine_pids(stack)
 

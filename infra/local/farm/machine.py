@@ -105,7 +105,7 @@ class Machine:
             "root": str(self.slot / "root"),
             "scratch": str(self.slot / "scratch"),
             "scratch_mib": self._scratch_mib(),
-            "image_dir": self._farm["image_dir"],
+            "image_dir": self._image(),
             "boot_program": str(_HERE / "boot.py"),
             "files": self._files(hostname) | _config_drive_files(drive),
         }
@@ -113,6 +113,11 @@ class Machine:
     def _files(self, hostname: str) -> dict[str, str]:
         neighbours = {m["name"]: m["address"] for m in self._farm["machines"]}
         return etc.files(hostname, {hostname: self._address, **neighbours})
+
+    def _image(self) -> str:
+        """The environment it boots: what its deployment said, else the farm's."""
+        told = self.slot / "image"
+        return told.read_text().strip() if told.exists() else self._farm["image_dir"]
 
     def _scratch_mib(self) -> int | None:
         """The size of /scratch: the slot's own, else the farm's, else whatever the disk below has."""

@@ -19,10 +19,11 @@ from mlops_sdk.capacity.providers.ironic_acquire import Acquisition
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_instance import deployed_for, marker_of
 from mlops_sdk.capacity.providers.ironic_reclean import REASON_LENGTH
 from mlops_sdk.capacity.providers.ironic_release import Release
 from mlops_sdk.capacity.providers.ironic_sights import sights_of
-from mlops_sdk.capacity.providers.ironic_states import OURS, is_unfinished, judge_outcome, why_not_by_hand
+from mlops_sdk.capacity.providers.ironic_states import OURS, is_stray, is_unfinished, judge_outcome, why_not_by_hand
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, is_in_use, supply_of, words_of
 from mlops_sdk.capacity.watching import Phase, Sight, watched
 from mlops_sdk.errors import MlopsError
@@ -39,10 +40,12 @@ class IronicLeases(Provider):
     Args:
         api: Ironic, through the login of the party.
         party: Who acts.
+        ours: Ironic, through the deployment's login: it says what is deployed, which a run's login may not.
     """
 
-    def __init__(self, api: BaremetalApi, party: Party) -> None:
+    def __init__(self, api: BaremetalApi, party: Party, *, ours: BaremetalApi) -> None:
         self._api = api
+        self._ours = ours
         self._party = party
         self._settings = party.settings.lease
 
@@ -95,7 +98,7 @@ class IronicLeases(Provider):
         if allocation is not None:
             words = f"state {allocation.state!r}, machine {allocation.node_id or 'none'}"
             standing = Standing.HELD
-        elif machine is not None and is_unfinished(machine):
+        elif machine is not None and (is_unfinished(machine) or is_stray(machine, held.name)):
             standing = Standing.UNFINISHED
         if not held.node_id:
             return Seen(standing=standing, words=words)
@@ -123,7 +126,7 @@ class IronicLeases(Provider):
 
     def returning(self, held: Held, *, reason: EndReason, entitled: Entitled, run_key: str) -> Returning:
         """See `Provider.returning`."""
-        return Release(self._api, self._party, held, reason=reason, entitled=entitled, run_key=run_key)
+        return Release(self._api, self._ours, self._party, held, reason=reason, entitled=entitled, run_key=run_key)
 
     def release(
         self,
@@ -207,6 +210,10 @@ class IronicLeases(Provider):
                 created_at=allocation.created_at,
                 node_id=allocation.node_id,
             )
+        for machine in self._api.list_unallocated():
+            name, marker = deployed_for(machine), marker_of(machine)
+            if marker is not None and belongs(name, marker, deployment) and is_stray(machine, name):
+                yield Owned(provider=NAME, kind="machine", id=machine.id, name=name, marker=marker, node_id=machine.id)
 
     def sights(self) -> dict[str, Sight]:
         """See `Watchable.sights`."""
@@ -221,7 +228,7 @@ class IronicLeases(Provider):
             held = [Held(name=name) for name in grant.names]
             return self.release(grant, held, reason=EndReason.NO_CAPACITY, on_evidence=lambda _: None)
 
-        return Acquisition(self._api, self._party, grant, give_back)
+        return Acquisition(self._api, self._ours, self._party, grant, give_back)
 
 
 def _pool_machine(machine: Machine, allocation: Allocation | None, deployment: str) -> PoolMachine:

@@ -15,6 +15,7 @@ from mlops_sdk.capacity.lease import LeaseRequest, Marker
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.provider import Grant, Party
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NameTaken, NotYet
+from mlops_sdk.capacity.providers.ironic_instance import instance_of, same_instance
 from mlops_sdk.capacity.providers.ironic_release import UNKNOWN_POLLS
 from mlops_sdk.capacity.providers.ironic_states import Step, acquire_step
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, suits
@@ -26,21 +27,27 @@ from mlops_sdk.steps import Steps, pauses
 
 _REFUSED_POLLS = 60
 _NAME_POLLS = 5
+_INVALID = "Failed to validate deploy"  # what no waiting changes
 
 
 class Acquisition:
     """The way to the machines of one lease. Made for each call; keeps nothing.
 
     Args:
-        api: Ironic.
+        api: Ironic, through the login of the party.
+        ours: Ironic, through the deployment's login.
         party: Who acts.
         grant: For whom.
         give_back: Returns every piece of the grant, as steps: what a round got that did not get all.
     """
 
-    def __init__(self, api: BaremetalApi, party: Party, grant: Grant, give_back: Callable[[], Steps[Any]]) -> None:
+    def __init__(
+        self, api: BaremetalApi, ours: BaremetalApi, party: Party, grant: Grant, give_back: Callable[[], Steps[Any]]
+    ) -> None:
         self._api = api
+        self._ours = ours
         self._settings = party.settings.lease
+        self._image_for = party.settings.instance_info_for
         self._clock = party.clock
         self._boundary = party.boundary
         self._grant = grant
@@ -253,10 +260,20 @@ class Acquisition:
             ),
         )
         with self._boundary("machine.deploy", allocation.name, node_id=machine.id, node_name=machine.name) as detail:
+            image = self._image_for(machine.resource_class)
+            instance = instance_of(image, allocation=allocation.name, marker=marker)
             try:
+                if not same_instance(machine, instance):
+                    self._ours.set_instance(machine.id, instance)
                 self._api.deploy(machine.id, drive)
             except NotYet as signal:
                 detail.update(refused=str(signal))
+                if _INVALID in str(signal):
+                    raise NodeFailed(
+                        f"Ironic cannot deploy machine {machine.name!r} as it is told to",
+                        seen=str(signal),
+                        next_step=f"see the settings' ironic_images for class {machine.resource_class!r}, and the node",
+                    ) from signal
                 if watch.refused(index) >= _REFUSED_POLLS:
                     raise NodeFailed(
                         f"Ironic does not deploy machine {machine.name!r}",

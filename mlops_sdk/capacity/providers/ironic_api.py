@@ -25,6 +25,7 @@ _CONFLICT = 409
 _PAGE = 200
 _BRIEF_PAGE = 1000  # what Ironic allows by default; it gives fewer where it is told to, and says that there is more
 _OF_AN_ALLOCATION = "uuid,name,state,node_uuid,last_error,created_at,extra"
+_WHAT_A_MACHINE_IS = "uuid,name,provision_state,instance_info"
 _WHERE_A_MACHINE_STANDS = "uuid,name,provision_state,power_state,maintenance,fault,last_error"
 
 
@@ -81,6 +82,14 @@ class BaremetalApi(Protocol):
 
     def list_machines(self, *, brief: bool = False) -> Iterator[Machine]:
         """All that the project sees; `brief`: only what tells where each stands, no properties and no allocation."""
+        ...
+
+    def list_unallocated(self) -> Iterator[Machine]:
+        """Machines without an allocation: id, name, provision state and `Machine.instance` of each."""
+        ...
+
+    def set_instance(self, node_id: str, instance: Mapping[str, Any]) -> None:
+        """Say what a machine is to be deployed with, in place of what was said before. Raises `NotYet`."""
         ...
 
     def deploy(self, node_id: str, config_drive: Mapping[str, Any]) -> None:
@@ -209,6 +218,17 @@ class IronicApi(BaremetalApi):
         # in full: Ironic fails when asked for the one field `allocation_uuid`
         return (_machine(raw) for raw in self._pages("nodes", {"detail": "True"}))
 
+    def list_unallocated(self) -> Iterator[Machine]:
+        """Machines without an allocation."""
+        query = {"associated": "False", "fields": _WHAT_A_MACHINE_IS}
+        return (_machine(raw) for raw in self._pages("nodes", query, page=_BRIEF_PAGE))
+
+    def set_instance(self, node_id: str, instance: Mapping[str, Any]) -> None:
+        """Replace its `instance_info`."""
+        patch = [{"op": "replace", "path": "/instance_info", "value": dict(instance)}]
+        path = f"/v1/nodes/{node_id}"
+        self._change("PATCH", path, patch)
+
     def deploy(self, node_id: str, config_drive: Mapping[str, Any]) -> None:
         """Start deployment."""
         self._provision(node_id, {"target": "active", "configdrive": dict(config_drive)})
@@ -239,11 +259,7 @@ class IronicApi(BaremetalApi):
 
     def power_off(self, node_id: str) -> None:
         """Switch a machine off. Ironic answers before its BMC has."""
-        path = f"/v1/nodes/{node_id}/states/power"
-        body = {"target": "power off"}
-        reply = self._cloud.request("baremetal", "PUT", path, body=body, headers=_HEADERS, accept={_CONFLICT, 400})
-        if reply.status in {_CONFLICT, 400}:
-            raise NotYet(f"{reply.status} {words_of(reply.body)}")
+        self._change("PUT", f"/v1/nodes/{node_id}/states/power", {"target": "power off"})
 
     def history(self, node_id: str) -> Sequence[HistoryEntry]:
         """The last events of a machine."""
@@ -268,17 +284,14 @@ class IronicApi(BaremetalApi):
         )
 
     def _maintenance(self, method: str, node_id: str, body: Mapping[str, Any] | None = None) -> None:
-        path = f"/v1/nodes/{node_id}/maintenance"
-        reply = self._cloud.request("baremetal", method, path, body=body, headers=_HEADERS, accept={_CONFLICT, 400})
-        if reply.status in {_CONFLICT, 400}:
-            raise NotYet(f"{reply.status} {words_of(reply.body)}")
+        self._change(method, f"/v1/nodes/{node_id}/maintenance", body)
 
     def _provision(self, node_id: str, body: Mapping[str, Any]) -> None:
-        path = f"/v1/nodes/{node_id}/states/provision"
+        self._change("PUT", f"/v1/nodes/{node_id}/states/provision", dict(body))
+
+    def _change(self, method: str, path: str, body: Any) -> None:
         # 400: "the requested action can not be performed while the node is in state ..."
-        reply = self._cloud.request(
-            "baremetal", "PUT", path, body=dict(body), headers=_HEADERS, accept={_CONFLICT, 400}
-        )
+        reply = self._cloud.request("baremetal", method, path, body=body, headers=_HEADERS, accept={_CONFLICT, 400})
         if reply.status in {_CONFLICT, 400}:
             raise NotYet(f"{reply.status} {words_of(reply.body)}")
 
@@ -333,4 +346,5 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         traits=tuple(sorted(raw.get("traits") or ())),
         properties=raw.get("properties") or {},
         extra=raw.get("extra") or {},
+        instance=raw.get("instance_info") or {},
     )

@@ -12,8 +12,9 @@ from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Entitled, Party, Returning
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_instance import deployed_for
 from mlops_sdk.capacity.providers.ironic_reclean import Tries, may_try, reason_to_put_out
-from mlops_sdk.capacity.providers.ironic_states import ReleaseStep, judge_outcome, release_step
+from mlops_sdk.capacity.providers.ironic_states import ReleaseStep, is_stray, judge_outcome, release_step
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 
@@ -31,7 +32,8 @@ class Release(Returning):
     it out of the pool. A person who asks for it begins to count anew.
 
     Args:
-        api: Ironic.
+        api: Ironic, through the login of the party.
+        ours: Ironic, through the deployment's login.
         party: Who acts.
         held: What to give back.
         reason: Why.
@@ -42,6 +44,7 @@ class Release(Returning):
     def __init__(
         self,
         api: BaremetalApi,
+        ours: BaremetalApi,
         party: Party,
         held: Held,
         *,
@@ -50,6 +53,7 @@ class Release(Returning):
         run_key: str,
     ) -> None:
         self._api = api
+        self._ours = ours
         self._fence = party.fence
         self._held = held
         self._reason = reason
@@ -89,7 +93,8 @@ class Release(Returning):
         self._machine = machine = self._api.get_machine(self._node_id) if self._node_id else None
         overdue = self._is_overdue(machine)
         recleaning = self._by == "person" or (allocation is None and self._tries_of(machine).made > 0)
-        step = release_step(allocation, machine, recleaning=recleaning, overdue=overdue)
+        stray = machine is not None and is_stray(machine, self.name)
+        step = release_step(allocation, machine, recleaning=recleaning, overdue=overdue, stray=stray)
         if step is ReleaseStep.UNKNOWN:
             return self._count_unknown()
         self._unknown = 0
@@ -170,6 +175,8 @@ class Release(Returning):
             self._deployed = self._deployed and self._provision_state != "available"
             state = self._provision_state
             with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state):
+                if self._machine is not None and deployed_for(self._machine) == self.name:
+                    self._ours.set_instance(self._node_id, {})  # a deployment that arrives later is refused
                 self._api.delete_allocation(self.name)
         elif step is ReleaseStep.ABORT:
             self._aborts += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mlops_sdk.capacity.evidence import Cleaning, Outcome
+from mlops_sdk.capacity.providers.ironic_instance import deployed_for
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
 
 OURS = "mlops: "
@@ -132,7 +133,12 @@ def acquire_step(allocation: Allocation | None, machine: Machine | None) -> Step
 
 
 def release_step(
-    allocation: Allocation | None, machine: Machine | None, *, recleaning: bool = False, overdue: bool = False
+    allocation: Allocation | None,
+    machine: Machine | None,
+    *,
+    recleaning: bool = False,
+    overdue: bool = False,
+    stray: bool = False,
 ) -> ReleaseStep:
     """The next step towards a machine given back, from what Ironic shows.
 
@@ -141,6 +147,7 @@ def release_step(
         machine: Behind it, or the one that was.
         recleaning: We began to clean it again, so a machine that is only managed is in our hands.
         overdue: It has been in this state for longer than anything takes.
+        stray: It was deployed for our allocation after that had left it; see `is_stray`.
     """
     if allocation is not None:
         if machine is None or machine.allocation_id != allocation.id:
@@ -149,6 +156,8 @@ def release_step(
         return row.held if row is not None else ReleaseStep.UNKNOWN
     if machine is None or machine.allocation_id:
         return ReleaseStep.DONE
+    if stray:
+        return STATES[machine.provision_state].held
     return _left_step(machine, recleaning=recleaning, overdue=overdue)
 
 
@@ -178,6 +187,17 @@ def _cleaning_step(step: ReleaseStep, machine: Machine, *, recleaning: bool, ove
     if is_out(machine):
         return ReleaseStep.NOT_CLEAN
     return step if FAULTS.get(machine.fault) is ReleaseStep.RECLEAN else ReleaseStep.NOT_CLEAN
+
+
+def is_stray(machine: Machine, name: str) -> bool:
+    """Whether a machine without an allocation is deployed, or being deployed, for the allocation of this name.
+
+    A request for a deployment that reached Ironic after the machine was given back. Nobody else can have it: Ironic
+    allocates only what is `available`.
+    """
+    row = STATES.get(machine.provision_state)
+    deployed = row is not None and row.left is ReleaseStep.DONE and machine.provision_state != "available"
+    return deployed and not machine.allocation_id and bool(name) and deployed_for(machine) == name
 
 
 def is_out(machine: Machine) -> bool:

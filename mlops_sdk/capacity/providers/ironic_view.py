@@ -38,6 +38,7 @@ class Machine:
         fault: Ironic's own reason for maintenance ("clean failure", "power failure", ...); "" for a person's.
         maintenance_reason: Words of whoever put it into maintenance.
         retired: It leaves the pool for good once it is clean.
+        instance: What it is, or was last, deployed with (``instance_info``); see `ironic_instance`.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Machine:
     traits: tuple[str, ...] = ()
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    instance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def suits(machine: Machine, request: LeaseRequest) -> bool:

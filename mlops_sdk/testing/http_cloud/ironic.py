@@ -2,7 +2,8 @@
 
 What was seen of Ironic 39 and is obeyed here: an allocation is decided a moment after it was asked for; a node that
 the conductor works on is locked (409); tear-down drops the allocation, also when it fails, and cleans afterwards;
-deploying asks for no allocation; the time is in the `Date` of each reply, in whole seconds.
+deploying asks for no allocation, but for an image, which tear-down forgets; the time is in the `Date` of each reply,
+in whole seconds.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class FakeNode:
     last_error: str = ""
     allocation: str = ""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    instance_info: dict[str, Any] = field(default_factory=dict[str, Any])
     maintenance_reason: str = ""
     fails: Counter[str] = field(default_factory=Counter[str])
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -182,7 +184,7 @@ class FakeIronic:
         node.locked = False
         if state == "torn down":
             self._drop_allocation_of(node)
-            node.power_state = "power off"
+            node.power_state, node.instance_info = "power off", {}
             if _takes(node, "tear_down"):
                 node.provision_state, node.last_error = "error", "Failed to tear down: the BMC does not answer"
                 return
@@ -279,7 +281,9 @@ class FakeIronic:
 
     def _on_nodes(self, call: Call, ident: str, project: str, rest: list[str]) -> Answer:
         if ident in {"", "detail"}:
-            found = [_node(node) for node in self.nodes.values() if node.project == project]
+            free_only = call.query.get("associated") == "False"
+            mine = [node for node in self.nodes.values() if node.project == project]
+            found = [_node(node) for node in mine if not (free_only and node.allocation)]
             return Answer(status=200, body=_page("nodes", found, call))
         node = self.nodes.get(ident)
         if node is None or node.project != project:
@@ -290,6 +294,8 @@ class FakeIronic:
         return fault(409, _locked(node)) if node.locked else self._change_node(node, call, rest)
 
     def _change_node(self, node: FakeNode, call: Call, rest: list[str]) -> Answer:
+        if call.method == "PATCH":
+            return _patch_node(node, call.body)
         if rest == ["maintenance"]:
             return _maintain(node, call)
         if rest == ["states", "power"]:
@@ -302,6 +308,8 @@ class FakeIronic:
         if target == "active" and node.maintenance:
             return fault(400, f"The deploy operation can't be performed on node {node.id}: it is in maintenance.")
         match (target, node.provision_state):
+            case ("active", "available") if not node.instance_info.get("image_source"):
+                return fault(400, f"Failed to validate deploy or power info for node {node.id}: no image_source")
             case ("active", "available"):
                 self._deploy(node, now)
             case ("deleted", state) if state in _TEARS_DOWN_FROM:
@@ -318,7 +326,7 @@ class FakeIronic:
         return Answer(status=202)
 
     def _deploy(self, node: FakeNode, now: float) -> None:
-        """Asks for no allocation, as the real one asks for none."""
+        """Asks for no allocation, as the real one does not."""
         node.user = next((found.name for found in self.allocations.values() if found.id == node.allocation), "nobody")
         if _takes(node, "hang"):
             node.provision_state = "wait call-back"
@@ -353,6 +361,15 @@ def _takes(node: FakeNode, what: str) -> bool:
         return False
     node.fails[what] -= 1
     return True
+
+
+def _patch_node(node: FakeNode, patch: list[dict[str, Any]]) -> Answer:
+    """Of what a machine is to be deployed with, all at once."""
+    (operation,) = patch
+    if operation["path"] != "/instance_info":
+        return fault(400, f"Couldn't apply patch '{patch}'")
+    node.instance_info = copied(operation["value"])
+    return Answer(status=200, body=_node(node))
 
 
 def _maintain(node: FakeNode, call: Call) -> Answer:
@@ -423,6 +440,7 @@ def _node(node: FakeNode) -> dict[str, Any]:
         "traits": list(node.traits),
         "properties": {"gpus": 8},
         "extra": copied(node.extra),
+        "instance_info": copied(node.instance_info),
         "reservation": "conductor-1" if node.locked else None,
     }
 

@@ -185,7 +185,7 @@ def test_the_run_credential_can_do_what_a_run_does_and_nothing_else(client: Clie
 
 
 def test_ironic_keeps_the_contract_of_the_fake(baremetal: IronicApi, settings: Settings):
-    check_baremetal(baremetal, resource_class=CLASS, images=settings.ironic_images, sleep=time.sleep)
+    check_baremetal(baremetal, resource_class=CLASS, image=settings.instance_info_for(CLASS), sleep=time.sleep)
 
 
 def test_keystone_keeps_the_contract_of_the_fake(client: Client):

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mlops_sdk.config import Settings
 from mlops_sdk.local import control
 from mlops_sdk.local.inventory import RESOURCE_CLASS
 from mlops_sdk.local.isolation import members
 from mlops_sdk.local.process import StackProcess
-from support import eventually, operator_of
+from support import deploy_by_hand, eventually, operator_of
 
 ONLY = ("nodes", "settings")
 
@@ -22,11 +23,13 @@ ONLY = ("nodes", "settings")
 def test_killing_a_stack_ends_its_machines_and_the_next_start_finds_them_off(state_dir: Path) -> None:
     with StackProcess(state_dir, only=ONLY) as stack:
         stack.wait_ready(timeout_s=180)
-        cloud = operator_of(json.loads(stack.layout.admin_json.read_text())).baremetal
+        operator = operator_of(json.loads(stack.layout.admin_json.read_text()))
+        cloud = operator.baremetal
         cloud.create_allocation(name="test", resource_class=RESOURCE_CLASS)
         eventually(lambda: cloud.get_allocation("test").state == "active", within_s=60)
         node_id = str(cloud.get_allocation("test").node_id)
-        cloud.set_node_provision_state(node_id, "active", config_drive={"meta_data": {"uuid": node_id}})
+        settings = Settings.load(stack.layout.client_toml)
+        deploy_by_hand(operator, node_id, {"meta_data": {"uuid": node_id}}, settings=settings)
         eventually(lambda: cloud.get_node(node_id).provision_state == "active", within_s=60)
         inside = members(stack.pid)
         assert control.machine_processes(stack.layout)

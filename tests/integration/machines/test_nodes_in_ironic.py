@@ -21,7 +21,7 @@ from mlops_sdk.identity.ssh_keys import host_key
 from mlops_sdk.local.enroll import BmcAccess, enroll
 from mlops_sdk.local.inventory import reference_inventory
 from mlops_sdk.local.isolation import members
-from support import eventually
+from support import deploy_by_hand, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
@@ -73,9 +73,12 @@ class Cloud:
         self.wait(lambda: self.api.get_allocation(name).state == "active")
         return name
 
+    def ask_to_deploy(self, drive: dict[str, Any]) -> None:
+        deploy_by_hand(self.connection, NODE, drive, settings=self.stack.settings)
+
     def deploy(self, drive: dict[str, Any], state: str = "active") -> float:
         began = time.monotonic()
-        self.api.set_node_provision_state(NODE, "active", config_drive=drive)
+        self.ask_to_deploy(drive)
         self.wait(lambda: self.node().provision_state == state)
         return time.monotonic() - began
 
@@ -278,7 +281,10 @@ def test_a_conductor_that_dies_half_way_leaves_a_node_that_its_owner_can_give_ba
     farm = cloud.stack_process("farm.py")
     os.kill(farm, signal.SIGSTOP)  # the BMC does not answer, so the conductor is in the middle of it
     try:
-        cloud.api.set_node_provision_state(NODE, request_, **({"config_drive": drive} if request_ == "active" else {}))
+        if request_ == "active":
+            cloud.ask_to_deploy(drive)
+        else:
+            cloud.api.set_node_provision_state(NODE, request_)
         cloud.wait(lambda: cloud.node().provision_state == during)
         with cloud.stack.held("ironic"):
             os.kill(farm, signal.SIGCONT)

@@ -13,7 +13,8 @@ from mlops_sdk.testing.provider_contract import CHECKS, Bench
 
 def test_the_fake_ironic_keeps_the_contract():
     cloud = FakeCloud()
-    check_baremetal(FakeBaremetal(cloud), resource_class="gpu.h200.8x", sleep=cloud.clock.sleep)
+    image = cloud.settings.instance_info_for("gpu.h200.8x")
+    check_baremetal(FakeBaremetal(cloud), resource_class="gpu.h200.8x", image=image, sleep=cloud.clock.sleep)
 
 
 def test_the_fake_keystone_keeps_the_contract():

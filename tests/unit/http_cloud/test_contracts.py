@@ -57,7 +57,8 @@ def wire(request) -> Wire:
 
 
 def test_ironic_keeps_the_contract(wire):
-    check_baremetal(IronicApi(wire.login()), resource_class="gpu", sleep=wire.clock.sleep)
+    image = fake_settings().instance_info_for("gpu")
+    check_baremetal(IronicApi(wire.login()), resource_class="gpu", image=image, sleep=wire.clock.sleep)
     assert not wire.cloud.ironic.allocations
 
 

@@ -1,4 +1,4 @@
-"""Deploy interface `machine`: the node boots a fixed image; deploying hands it a config drive and powers it on.
+"""Deploy interface `machine`: deploying hands the node an image and a config drive, and powers it on.
 
 All power goes through the node's power interface (Redfish), all media through the machine's slot
 (`driver_info["machine_dir"]`). Nothing is kept in memory, so a conductor that dies at any point can be started again:
@@ -33,8 +33,9 @@ class MachineDeploy(base.DeployInterface):
         return {"machine_dir": "Absolute path of the machine's slot on the conductor. Required."}
 
     def validate(self, task: task_manager.TaskManager) -> None:
-        """Refuse a node whose slot is not there."""
+        """Refuse a node whose slot is not there, and one that was not told what to boot."""
         slot_of(task)
+        image_of(task)
 
     def prepare(self, task: task_manager.TaskManager) -> None:
         """Start from a machine that is off and has no media."""
@@ -43,7 +44,8 @@ class MachineDeploy(base.DeployInterface):
     @base.deploy_step(priority=100)
     @task_manager.require_exclusive_lock
     def deploy(self, task: task_manager.TaskManager) -> str | None:
-        """Insert the config drive (if the request brought one) and power the machine on. Returns at once."""
+        """Insert the image and the config drive (if the request brought one), and power on. Returns at once."""
+        slot_of(task).insert_image(image_of(task))
         self._insert_config_drive(task)
         task.driver.power.set_power_state(task, states.POWER_ON)
         _note_power(task, states.POWER_ON)
@@ -108,6 +110,22 @@ class MachineDeploy(base.DeployInterface):
             task.driver.power.set_power_state(task, states.POWER_OFF)
         _note_power(task, states.POWER_OFF)
         slot_of(task).eject_config_drive()
+        slot_of(task).eject_image()
+
+
+def image_of(task: task_manager.TaskManager) -> Path:
+    """The folder that the node is told to boot.
+
+    Raises:
+        MissingParameterValue, InvalidParameterValue: `instance_info["image_source"]` is no ``file://`` folder here.
+    """
+    source = task.node.instance_info.get("image_source")
+    if not source:
+        raise exception.MissingParameterValue(f"instance_info of node {task.node.uuid} lacks image_source")
+    path = Path(source.removeprefix("file://"))
+    if not source.startswith("file://") or not path.is_dir():
+        raise exception.InvalidParameterValue(f"image_source {source!r} is not a folder here: file:///...")
+    return path
 
 
 def slot_of(task: task_manager.TaskManager) -> Slot:

@@ -1,6 +1,7 @@
 """The slot of one machine: the directory that the conductor and the machine's hardware share.
 
     <slot>/config-drive.iso   virtual media, read by the machine when it powers on
+    <slot>/image              where the image is that it boots: one line
     <slot>/scratch/           the machine's data disk
     <slot>/console.log        what the machine printed
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG_DRIVE = "config-drive.iso"
+IMAGE = "image"
 SCRATCH = "scratch"
 
 
@@ -45,6 +47,14 @@ class Slot:
         (self.path / CONFIG_DRIVE).unlink(missing_ok=True)
         for leftover in self.path.glob(".config-drive-*"):
             leftover.unlink(missing_ok=True)
+
+    def insert_image(self, image: Path) -> None:
+        """Say what the machine boots."""
+        (self.path / IMAGE).write_text(f"{image}\n")
+
+    def eject_image(self) -> None:
+        """It boots what the farm has for machines that nobody deployed."""
+        (self.path / IMAGE).unlink(missing_ok=True)
 
     def erase_scratch(self) -> Erased:
         """Remove everything on the data disk. Symbolic links are removed, never followed.
