@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_sdk.capacity.lease import Marker, from_iso, overdue
@@ -21,6 +22,14 @@ _OUT: Final = {"clean failed", "error", "manageable"}
 _USED: Final = {"active", "deploying", "wait call-back", "deploy failed", "rescue"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beat:
+    """A heartbeat: of which generation, and for how many seconds more it is good."""
+
+    generation: int
+    alive_s: float
+
+
 class Judge:
     """Watches every call that arrives.
 
@@ -34,7 +43,8 @@ class Judge:
         wrong: What was taken from somebody who may have it, in words.
         beyond: The same, by a request that was under way for longer than tear-down and cleaning take: nothing in
             Ironic's API ties a tear-down to whose machine it is, so this window remains.
-        window: How often a lease was taken that was overdue when its taker looked and was renewed before it acted.
+        window: How often a lease or a credential was taken that was overdue when its taker looked last, and was renewed
+            before it acted.
     """
 
     def __init__(self, world: World, settings: Settings, neighbours: Neighbours, bucket: str) -> None:
@@ -49,6 +59,7 @@ class Judge:
         self._bucket = bucket
         self._fresh_s = settings.lease.renew_for_s / 4  # one that was written since the look is good for longer
         self._seen_overdue: set[tuple[str, str]] = set()
+        self._clock_of: dict[str, float] = {}  # everybody learns the time from Ironic's replies
         world.watch = self._watch
 
     def left(self) -> list[str]:
@@ -97,10 +108,14 @@ class Judge:
         return found.name not in self._neighbours.allocations and not found.name.startswith("tenant-")
 
     def _watch(self, process: Process, call: Call, age_s: float, carry: Callable[[], Answer]) -> Answer:
+        if call.service == "s3" and call.method == "GET" and call.path.endswith("/heartbeat.json"):
+            jumped_s = self._world.cloud.ironic.offset_s - self._clock_of.get(process.name, 0.0)
+            self._note(process, call.path, overdue=self._beat(call.path).alive_s + jumped_s < 0)
         if call.service == "identity" and call.method == "DELETE":
             return self._revoke(process, call, carry)
         if call.service != "baremetal":
             return carry()
+        self._clock_of[process.name] = self._world.cloud.ironic.offset_s
         if call.method == "GET":
             self._look(process, call)
             return carry()
@@ -119,24 +134,35 @@ class Judge:
         name = parse_resource_name(found.name) if found is not None else None
         if name is None or name.run_key not in self._world.living or process.run_key or answer.status >= _OK:
             return answer
-        alive = self._alive(name.run_key, name.generation)
-        if alive is not None and self._fresh_s < alive:
+        path = f"/{self._bucket}/runs/{name.run_key}/heartbeat.json"
+        beat = self._beat(path)
+        if beat.generation != name.generation or beat.alive_s <= self._fresh_s:
+            return answer
+        if (process.name, path) in self._seen_overdue:
+            self.window += 1
+        else:
             self.wrong.append(f"{self._world.now:.2f} s: {process.name} revoked {name}, whose run lives")
         return answer
 
-    def _alive(self, run_key: str, generation: int) -> float | None:
-        """For how many seconds this generation's last heartbeat is good; None when there is none."""
-        body = self._world.cloud.s3.objects.get(f"{self._bucket}/runs/{run_key}/heartbeat.json")
-        beat: dict[str, Any] = json.loads(body or b"{}")
-        if beat.get("generation") != generation:
-            return None
-        return (from_iso(beat["renewed_until"]) - self._world.cloud.ironic.now()).total_seconds()
+    def _beat(self, path: str) -> _Beat:
+        """The heartbeat at this path, as S3 has it now."""
+        body = self._world.cloud.s3.objects.get(path.removeprefix("/"))
+        if body is None:
+            return _Beat(generation=0, alive_s=-1.0)
+        beat: dict[str, Any] = json.loads(body)
+        alive_s = (from_iso(beat["renewed_until"]) - self._world.cloud.ironic.now()).total_seconds()
+        return _Beat(generation=beat["generation"], alive_s=alive_s)
 
     def _look(self, process: Process, call: Call) -> None:
         name = call.path.removeprefix("/v1/allocations/")
         found = self._world.cloud.ironic.allocations.get(name)
-        if found is not None and self._is_overdue(found):
-            self._seen_overdue.add((process.name, found.id))
+        if found is not None:
+            self._note(process, found.id, overdue=self._is_overdue(found))
+
+    def _note(self, process: Process, what: str, *, overdue: bool) -> None:
+        """What somebody saw last of something that may be overdue."""
+        seen = (process.name, what)
+        (self._seen_overdue.add if overdue else self._seen_overdue.discard)(seen)
 
     def _victim(self, call: Call) -> FakeAllocation | None:
         """Whose machine a call takes away."""
@@ -146,8 +172,7 @@ class Judge:
         if call.path.endswith("/states/provision") and call.body["target"] in {"deleted", "active"}:
             node = ironic.nodes.get(call.path.split("/")[3])
             found = (a for a in ironic.allocations.values() if node is not None and a.id == node.allocation)
-            victim = next(found, None)
-            return victim if call.body["target"] == "deleted" or node is None else None
+            return next(found, None)
         return None
 
     def _may_take(self, process: Process, victim: FakeAllocation) -> str:

@@ -274,8 +274,7 @@ class Reaper:
             if name is None or reason is None:
                 continue
             due.append(Due(kind="credential", resource=stored.name, reason=reason))
-            if not dry_run:
-                self._broker.revoke(stored.name)
+            if not dry_run and self._broker.revoke(stored.name, still=partial(self._is_dead, stored, name)):
                 _LOG.info("revoked", extra={"data": {"credential": stored.name, "reason": reason.value}})
                 self._journal(name).note(
                     EntryKind.OUTCOME,
@@ -302,6 +301,10 @@ class Reaper:
             if not dry_run:
                 self._broker.forget_rules(text)
         return due
+
+    def _is_dead(self, stored: StoredCredential, name: ResourceName) -> bool:
+        """Asked again before it is revoked: the run may have said in between that it lives."""
+        return self._why_dead(stored, name, self._services.now()) is not None
 
     def _why_dead(self, stored: StoredCredential, name: ResourceName | None, now: datetime) -> EndReason | None:
         marker = stored.marker

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -193,13 +193,20 @@ class CredentialBroker:
             expires_at=marker.deadline + timedelta(seconds=request.grace_s),
         )
 
-    def revoke(self, name: str) -> bool:
+    def revoke(self, name: str, *, still: Callable[[], bool] = lambda: True) -> bool:
         """Delete the credential of this name and the access rules that only it used. False when it was gone already.
 
         Ironic validates every token with Keystone (no token cache), so from here on a living token is refused too.
+
+        Args:
+            name: Of the credential.
+            still: Asked last, right before the deletion: whether it is to be deleted. If not, it is kept.
         """
         with self.audit.around("credential.revoke", name, must=False) as outcome:
             found = self._api.find(name)
+            if not still():
+                outcome["kept"] = True
+                return False
             deleted = outcome["was_there"] = found is not None and self._api.delete(found.id)
             self.forget_rules(name)
         return deleted
