@@ -129,9 +129,9 @@ class Holding(HeldLease):
         for replacement in self._members(request).pending:
             with suppress(NotFenced):  # given up: who needs that machine finds it lost again
                 yield from self._carry_out(replacement, deployed)
-        grant = yield from self._wait_turn(provider, self._working(grant))
+        grant, room = yield from self._wait_turn(provider, self._working(grant))
         spares = self._spares(provider)
-        begun = yield from spares.begin(grant, self._members(request).spares, deployed)
+        begun = yield from spares.begin(grant, self._members(request).spares, deployed, room=room)
         nodes = yield from provider.acquire(grant, deployed=deployed)
         ready = yield from spares.get(grant, begun, deployed)
         with suppress(RemoteError):  # an old count does no harm
@@ -197,9 +197,9 @@ class Holding(HeldLease):
     def begin(self, request: LeaseRequest) -> Steps[None]:
         """As `get`, without waiting for the machines."""
         provider, grant, deployed = self._begin(request)
-        grant = yield from self._wait_turn(provider, self._working(grant))
+        grant, room = yield from self._wait_turn(provider, self._working(grant))
         yield from provider.begin(grant, deployed=deployed)
-        yield from self._spares(provider).begin(grant, self._members(request).spares, deployed)
+        yield from self._spares(provider).begin(grant, self._members(request).spares, deployed, room=room)
 
     def _spares(self, provider: Provider) -> Spares:
         def give_back(one: Grant) -> Steps[None]:
@@ -288,12 +288,18 @@ class Holding(HeldLease):
         self._heartbeat.renew_through(provider)
         return provider
 
-    def _wait_turn(self, provider: Provider, grant: Grant) -> Steps[Grant]:
-        """Wait in the queue, unless part of this lease is there already; the grant with what is left of the time."""
-        if any(provider.inspect(Held(name=name)).standing is Standing.HELD for name in grant.names):
-            return grant
-        left = yield from self._line(grant).wait_turn(grant, on_wait=self._note_waiting)
-        return replace(grant, request=replace(grant.request, wait_s=left))
+    def _wait_turn(self, provider: Provider, grant: Grant) -> Steps[tuple[Grant, int]]:
+        """Wait in the queue, unless part of this lease is there already.
+
+        The grant with what is left of the time, and how many spares may be asked for.
+        """
+        line = self._line(grant)
+        if any(_is_held(provider, name) for name in grant.names):
+            spares = [grant.name(number) for number in self._members(grant.request).spares]
+            there = sum(_is_held(provider, name) for name in spares)
+            return grant, there + line.room(grant, len(spares) - there)
+        admission = yield from line.wait_turn(grant, on_wait=self._note_waiting)
+        return replace(grant, request=replace(grant.request, wait_s=admission.left_s)), admission.spares
 
     def _note_waiting(self, turn: Turn) -> None:
         self._journal.append(
@@ -382,6 +388,10 @@ class Holding(HeldLease):
     def _revoke(self, name: str) -> None:
         with self._boundaries.around("credential.revoke", name, generation=self.number) as detail:
             detail["was_there"] = self._services.broker.revoke(name)
+
+
+def _is_held(provider: Provider, name: str) -> bool:
+    return provider.inspect(Held(name=name)).standing is Standing.HELD
 
 
 def _held(generation: Generation, name: str) -> Held:

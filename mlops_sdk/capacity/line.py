@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -43,6 +44,14 @@ _SHARE: Final = 0.25  # of a poll: a plan that young, made for somebody else her
 _NOBODY: Final = run_key(uuid.UUID(int=0))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A lease may ask now: with what is left of its waiting time, and for so many machines in reserve."""
+
+    left_s: float
+    spares: int
+
+
 class Line:
     """The queue of one provider, as seen through a login that sees all its machines.
 
@@ -68,8 +77,8 @@ class Line:
         self._settings = settings
         self._clock = clock
 
-    def wait_turn(self, grant: Grant, *, on_wait: Callable[[Turn], None] = lambda _: None) -> Steps[float]:
-        """Wait until this lease may ask for its machines; the seconds that are left of its waiting time.
+    def wait_turn(self, grant: Grant, *, on_wait: Callable[[Turn], None] = lambda _: None) -> Steps[Admission]:
+        """Wait until this lease may ask for its machines, and for how many in reserve.
 
         Closed at a pause, it leaves its ticket: who goes on elsewhere keeps the place.
 
@@ -91,8 +100,10 @@ class Line:
             since = max(since, self._clock.monotonic() - self._settings.poll_s * _SHARE)
             turn = next((turn for turn in self._turns(since) if turn.ticket.lease == mine.lease), None)
             left = max(0.0, end - self._clock.monotonic())
-            if turn is None or turn.may_ask:  # None: it has them already, asked for by who began before us
-                return left
+            if turn is None:  # it has them already, asked for by who began before us
+                return Admission(left_s=left, spares=self.room(grant, grant.request.spares))
+            if turn.may_ask:
+                return Admission(left_s=left, spares=turn.spares)
             if left <= 0:
                 self.leave(grant)
                 raise NoCapacity(
@@ -112,6 +123,22 @@ class Line:
         with suppress(RemoteError):
             self._store.delete(self._key(grant))
 
+    def room(self, grant: Grant, spares: int) -> int:
+        """How many more in reserve a lease that has its machines may ask for: not what others are to have next."""
+        if not spares:
+            return 0
+        now = self._provider.now()
+        wanted = _ticket(
+            replace(grant.request, spares=spares),
+            key=_NOBODY,
+            generation=1,
+            owner=grant.owner,
+            asked_at=_FOREVER,
+            renewed_until=_FOREVER,
+            now=now,
+        )
+        return _turn_of_nobody(self._plan([*self._tickets(), replace(wanted, nodes=0)])).spares
+
     def turns(self) -> tuple[Turn, ...]:
         """Everybody who waits, in the order of the queue, and what each may do now."""
         return self._turns(self._clock.monotonic())
@@ -122,8 +149,7 @@ class Line:
         wanted = _ticket(
             request, key=_NOBODY, generation=1, owner=owner, asked_at=_FOREVER, renewed_until=_FOREVER, now=now
         )
-        turns = self._plan([*self._tickets(), wanted])
-        return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
+        return _turn_of_nobody(self._plan([*self._tickets(), wanted]))
 
     def _turns(self, since: float) -> tuple[Turn, ...]:
         """The plan, not older than this."""
@@ -239,6 +265,10 @@ class Line:
         return f"{self._prefix}/{run_key(grant.run_id)}-g{grant.generation}.json"
 
 
+def _turn_of_nobody(turns: Iterable[Turn]) -> Turn:
+    return next(turn for turn in turns if turn.ticket.run_key == _NOBODY)
+
+
 def _key_of(marker: Marker) -> str:
     return run_key(uuid.UUID(marker.run_id))
 
@@ -255,7 +285,7 @@ def slot_of(
     """
     traits = frozenset(machine.traits)
     if machine.free:
-        return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits)
+        return Slot(id=machine.id, name=machine.name, resource_class=machine.resource_class, traits=traits)
     marker = machine.marker
     if marker is None:
         stranger = Holder(
@@ -266,7 +296,9 @@ def slot_of(
             ends_at=_FOREVER if machine.held_by else back_by,
             ending=not machine.held_by,
         )
-        return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=stranger)
+        return Slot(
+            id=machine.id, name=machine.name, resource_class=machine.resource_class, traits=traits, holder=stranger
+        )
     notice = told.get((_key_of(marker), marker.generation))
     holder = Holder(
         run_key=_key_of(marker),
@@ -278,7 +310,7 @@ def slot_of(
         preemptible=marker.preemptible,
         ending=notice is not None,
     )
-    return Slot(id=machine.id, resource_class=machine.resource_class, traits=traits, holder=holder)
+    return Slot(id=machine.id, name=machine.name, resource_class=machine.resource_class, traits=traits, holder=holder)
 
 
 def _ticket(
@@ -299,6 +331,8 @@ def _ticket(
         nodes=request.nodes,
         resource_class=request.resource_class,
         traits=frozenset(request.traits),
+        spares=request.spares,
+        machines=frozenset(request.machines),
         asked_at=asked_at,
         lasts_s=max(0.0, (request.deadline - now).total_seconds()),
         renewed_until=renewed_until,
@@ -315,6 +349,8 @@ def _to_stored(ticket: Ticket) -> dict[str, Any]:
         "nodes": ticket.nodes,
         "resource_class": ticket.resource_class,
         "traits": sorted(ticket.traits),
+        "spares": ticket.spares,
+        "machines": sorted(ticket.machines),
         "asked_at": to_iso(ticket.asked_at),
         "lasts_s": ticket.lasts_s,
         "renewed_until": to_iso(ticket.renewed_until),
@@ -332,6 +368,8 @@ def _from_stored(raw: Any) -> Ticket | None:
             nodes=int(raw["nodes"]),
             resource_class=str(raw["resource_class"]),
             traits=frozenset(str(trait) for trait in raw["traits"]),
+            spares=int(raw.get("spares", 0)),
+            machines=frozenset(str(machine) for machine in raw.get("machines", ())),
             asked_at=from_iso(str(raw["asked_at"])),
             lasts_s=float(raw["lasts_s"]),
             renewed_until=from_iso(str(raw["renewed_until"])),

@@ -37,6 +37,8 @@ class Ticket:
         project: For whom shares are counted.
         priority: Its class.
         nodes: How many machines it wants, all or none.
+        spares: How many more it takes if they are free too; it waits for none of them.
+        machines: Only these, by id or name; empty for any.
         resource_class: Of each.
         traits: That each must have.
         asked_at: When it began to wait.
@@ -54,6 +56,8 @@ class Ticket:
     lasts_s: float
     renewed_until: datetime
     traits: frozenset[str] = frozenset()
+    spares: int = 0
+    machines: frozenset[str] = frozenset()
 
     @property
     def lease(self) -> tuple[str, int]:
@@ -92,12 +96,14 @@ class Slot:
 
     id: str
     resource_class: str
+    name: str = ""
     traits: frozenset[str] = frozenset()
     holder: Holder | None = None
 
     def suits(self, ticket: Ticket) -> bool:
-        """Whether this machine is of the kind that a ticket wants."""
-        return self.resource_class == ticket.resource_class and ticket.traits <= self.traits
+        """Whether this machine is one that a ticket wants."""
+        named = not ticket.machines or bool(ticket.machines & {self.id, self.name})
+        return named and self.resource_class == ticket.resource_class and ticket.traits <= self.traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,7 @@ class Turn:
         ticket: Which.
         position: In the queue, from 1.
         may_ask: It may ask for its machines now.
+        spares: And for so many of those that it wants in reserve.
         expected_at: When it is likely to get them: now, the promised time, or None when nothing that ends is enough.
         ends: Runs that have to be given notice, so that this one can go.
         why: In words.
@@ -119,6 +126,7 @@ class Turn:
     expected_at: datetime | None
     why: str
     ends: tuple[str, ...] = ()
+    spares: int = 0
 
     def words(self) -> str:
         """For a person: place, reason, and when."""
@@ -155,7 +163,7 @@ def _still_wanted(tickets: Iterable[Ticket], slots: Iterable[Slot]) -> list[Tick
     """The tickets without what their leases have already: one that was served is removed a moment later."""
     has = Counter((slot.holder.run_key, slot.holder.generation) for slot in slots if slot.holder is not None)
     left = [(ticket, ticket.nodes - has[ticket.lease]) for ticket in tickets]
-    return [replace(ticket, nodes=nodes) for ticket, nodes in left if nodes > 0]
+    return [replace(ticket, nodes=nodes) for ticket, nodes in left if nodes > 0 or not has[ticket.lease]]
 
 
 def order(tickets: Iterable[Ticket], *, use: Mapping[str, float], shares: Mapping[str, float]) -> list[Ticket]:
@@ -175,7 +183,8 @@ def order(tickets: Iterable[Ticket], *, use: Mapping[str, float], shares: Mappin
         )
         left.remove(following)
         found.append(following)
-        had[following.project] = had.get(following.project, 0.0) + following.nodes * following.lasts_s
+        machines = following.nodes + following.spares
+        had[following.project] = had.get(following.project, 0.0) + machines * following.lasts_s
     return found
 
 
@@ -194,8 +203,10 @@ class _Pool:
         suitable = [slot for slot in self._free if slot.suits(ticket)]
         left = [slot for slot in suitable if promise is None or promise.leaves(slot, ticket, self._now)]
         if len(left) >= ticket.nodes:
-            self._take(_plainest(left, ticket.nodes), ticket)
-            return Turn(ticket=ticket, position=position, may_ask=True, expected_at=self._now, why="free now")
+            spares = min(ticket.spares, len(left) - ticket.nodes)
+            self._take(_plainest(left, ticket.nodes + spares), ticket)
+            why = "free now" + (f", with {spares} of {ticket.spares} in reserve" if spares < ticket.spares else "")
+            return Turn(ticket=ticket, position=position, may_ask=True, expected_at=self._now, why=why, spares=spares)
         if promise is not None:
             return Turn(ticket=ticket, position=position, may_ask=False, expected_at=None, why="others are before it")
         return self._promise(ticket, position, suitable)

@@ -26,7 +26,9 @@ class Spares:
         self._journal = journal
         self._give_back = give_back
 
-    def begin(self, grant: Grant, numbers: Collection[int], deployed: Collection[str]) -> Steps[tuple[int, ...]]:
+    def begin(
+        self, grant: Grant, numbers: Collection[int], deployed: Collection[str], *, room: int
+    ) -> Steps[tuple[int, ...]]:
         """Ask for them as well, before anything is waited for; the numbers of those that could be had.
 
         Machines of a lease that works already get no new ones.
@@ -35,6 +37,7 @@ class Spares:
             grant: Of those that work; told to deploy first, if there are spares to ask for.
             numbers: Of the spares.
             deployed: Pieces whose machine is in use already.
+            room: How many may be asked for: the others are promised to who waits.
         """
         if any(name in deployed for name in grant.names):
             return tuple(number for number in numbers if grant.name(number) in deployed)
@@ -43,10 +46,13 @@ class Spares:
         got: list[int] = []
         for number in numbers:
             try:
-                yield from self._provider.begin(_one(grant, number), deployed=deployed)
-                got.append(number)
+                if len(got) < room:
+                    yield from self._provider.begin(_one(grant, number), deployed=deployed)
+                    got.append(number)
+                    continue
             except NoCapacity:  # the lease goes on without it
-                yield from self._give_back(_one(grant, number))
+                pass
+            yield from self._give_back(_one(grant, number))
         return tuple(got)
 
     def get(self, grant: Grant, numbers: Iterable[int], deployed: Collection[str]) -> Steps[tuple[Node, ...]]:

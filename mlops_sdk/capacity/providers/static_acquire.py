@@ -228,7 +228,9 @@ def suitable(hosts: Mapping[str, StaticHost], request: LeaseRequest) -> list[str
     return [
         name
         for name, host in hosts.items()
-        if host.resource_class == request.resource_class and set(request.traits) <= set(host.traits)
+        if host.resource_class == request.resource_class
+        and set(request.traits) <= set(host.traits)
+        and (not request.machines or name in request.machines)
     ]
 
 

@@ -193,3 +193,49 @@ def test_whatever_is_asked(waiting: list[Ticket], slots: list[Slot], shuffled: r
         ended = sum(slot.holder is not None and slot.holder.ends_at <= promised.expected_at for slot in slots)
         assert gone + there <= empty
         assert promised.ticket.nodes <= empty - there + ended
+
+
+def test_spares_are_taken_if_they_are_free_and_waited_for_by_nobody():
+    (all_of_them,) = plan([ticket("a1", 2, spares=1)], free(3), now=NOW)
+    assert (all_of_them.may_ask, all_of_them.spares, all_of_them.why) == (True, 1, "free now")
+    (some,) = plan([ticket("a1", 2, spares=3)], free(3), now=NOW)
+    assert (some.may_ask, some.spares, some.why) == (True, 1, "free now, with 1 of 3 in reserve")
+    (none,) = plan([ticket("a1", 3, spares=1)], [*free(2), busy("gpu-03", "b1", ends_in_h=1)], now=NOW)
+    assert (none.may_ask, none.spares) == (False, 0)
+
+
+def test_who_comes_behind_does_not_count_on_what_others_take_in_reserve():
+    turns = plan([ticket("a1", 2, spares=1), ticket("b1", 2, asked=1)], free(4), now=NOW)
+    assert may_ask(turns) == ["a1"]
+    assert turns[1].why == "1 of 2 are free"
+
+
+def test_no_spare_is_taken_of_what_is_promised_to_somebody():
+    slots = [*free(2), busy("gpu-03", "x", ends_in_h=1)]
+    big, small = ticket("a1", 3, priority=Priority.URGENT), ticket("b1", 1, spares=1, hours=10)
+    assert may_ask(plan([big, small], slots, now=NOW)) == []
+    turns = plan([big, small], [*slots, *free(1, first=4)], now=NOW)
+    assert may_ask(turns) == ["a1"]
+    slots = [*slots, busy("gpu-04", "y", ends_in_h=2), *free(1, first=5)]
+    turns = plan([ticket("a1", 4, priority=Priority.URGENT), small], slots, now=NOW)
+    assert may_ask(turns) == []
+    assert [turn.spares for turn in plan([ticket("a1", 4), ticket("b1", 0, spares=2, hours=10)], slots, now=NOW)] == [
+        0,
+        0,
+    ]
+
+
+def test_what_is_taken_in_reserve_counts_as_use_of_its_project():
+    greedy = [ticket("a1", 1, spares=9), ticket("a2", 1, asked=1)]
+    found = order([*greedy, ticket("b1", 5, asked=2), ticket("b2", 5, asked=3)], use={}, shares={})
+    assert [each.run_key for each in found] == ["a1", "b1", "b2", "a2"]
+
+
+def test_only_the_named_machines_count_for_who_names_some():
+    slots = [*free(2), busy("gpu-03", "x", ends_in_h=1), Slot(id="uuid-9", name="nine", resource_class=CLASS)]
+    assert may_ask(plan([ticket("a1", machines=frozenset({"gpu-03"}))], slots, now=NOW)) == []
+    assert may_ask(plan([ticket("a1", 2, machines=frozenset({"gpu-01", "nine"}))], slots, now=NOW)) == ["a1"]
+    named, other = ticket("a1", machines=frozenset({"gpu-03"})), ticket("b1", 3, asked=1, hours=10)
+    assert may_ask(plan([named, other], slots, now=NOW)) == ["b1"]  # it waits for a machine that nobody else wants
+    (unknown,) = plan([ticket("a1", machines=frozenset({"gpu-77"}))], slots, now=NOW)
+    assert unknown.why == "0 of 1 are free, and only 0 such machines are in service"

@@ -94,6 +94,15 @@ def test_a_run_leases_hosts_works_on_them_and_proves_that_they_are_back():
     assert summary.node_seconds >= 20
 
 
+def test_only_the_hosts_that_a_request_names_are_claimed():
+    cloud = FakeCloud(hosts=3)
+    wanted = replace(request(cloud), machines=("pool-03", "pool-01"))
+    with cloud.client().start_run() as run:
+        assert sorted(node.name for node in run.lease(wanted).nodes) == ["pool-01", "pool-03"]
+        assert not static(cloud).quote(replace(wanted, nodes=1, machines=("pool-01",))).available_now
+        assert static(cloud).quote(replace(wanted, nodes=1, machines=("pool-02",))).available_now
+
+
 def live(cloud: FakeCloud, run: Run) -> None:
     run.lease(request(cloud))
     run.release()

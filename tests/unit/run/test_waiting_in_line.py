@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -146,3 +147,31 @@ def queued(cloud) -> list[str]:
     """Names of the runs that wait, in the order of the queue."""
     names = {run_key(run_id_for(cloud.settings.deployment_id, name)): name for name in NAMES}
     return [names[turn.ticket.run_key] for turn in cloud.services().line("ironic").turns()]
+
+
+def test_a_spare_is_not_taken_of_what_somebody_of_a_higher_priority_waits_for(cloud):
+    """Not at once, and not by who goes on with a lease that was begun."""
+    with cloud.client().start_run(name="first") as first, cloud.client().start_run(name="second") as second:
+        first.lease(request(cloud, nodes=2))
+        next(second.leasing(request(cloud, nodes=4, wait_s=600, priority=Priority.URGENT)))
+        third = cloud.client().start_run(name="third")
+        short = replace(request(cloud, nodes=1, spares=1), deadline=cloud.clock.now() + timedelta(minutes=30))
+        drive(third.beginning_in(1, short), cloud.clock)
+        assert len(third.lease(short).spares) == 1  # it is over before that one's turn
+        third.release()
+        long = request(cloud, nodes=1, spares=1)
+        fourth = cloud.client().start_run(name="fourth")
+        with pytest.raises(NoCapacity, match="others are before it"):
+            fourth.lease(replace(long, deadline=long.deadline + timedelta(hours=9)))
+
+
+def test_what_a_run_takes_in_reserve_is_on_its_ticket(cloud):
+    with cloud.client().start_run(name="first") as first:
+        first.lease(request(cloud, nodes=4))
+        second = cloud.client().start_run(name="second")
+        wanted = request(cloud, nodes=1, spares=2, wait_s=600, machines=("gpu-01", "gpu-02", "gpu-03"))
+        next(second.leasing(wanted))
+        (turn,) = cloud.services().line("ironic").turns()
+        assert (turn.ticket.nodes, turn.ticket.spares) == (1, 2)
+        assert turn.ticket.machines == {"gpu-01", "gpu-02", "gpu-03"}
+        second.release()
