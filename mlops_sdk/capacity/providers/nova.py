@@ -172,9 +172,18 @@ class NovaLeases(Provider):
         return release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=on_evidence)
 
     def list_owned(self) -> Iterator[Owned]:
-        """See `Provider.list_owned`: servers, and below them ports and volumes."""
-        servers = list(self._api.list_servers())  # first: what is made in between has a server by the next look
-        return owned(str(self._party.settings.deployment_id), servers, self._api.list_ports(), self._api.list_volumes())
+        """See `Provider.list_owned`: servers, and below them ports and volumes.
+
+        Also a server that no list shows, because it is in the recycle bin: its port is still bound to it.
+        """
+        servers = {server.id: server for server in self._api.list_servers()}  # first: see `parent` of what is new
+        ports = list(self._api.list_ports())
+        for port in ports:
+            if port.server and port.server not in servers and is_of(port.name, port.marker):
+                found = self._api.get_server(port.server)
+                servers |= {found.id: found} if found is not None else {}
+        deployment = str(self._party.settings.deployment_id)
+        return owned(deployment, servers.values(), ports, self._api.list_volumes())
 
     def power(self, held: Held) -> Statement:
         """See `Fencing.power`; a server's host, through Nova, stands for a BMC."""

@@ -30,6 +30,7 @@ _PLACEMENT: Final = {"OpenStack-API-Version": "placement 1.36"}
 _REFUSALS: Final = frozenset({400, 403, 409, 413, 429})
 _NOT_FOUND: Final = 404
 _DENIED: Final = 403
+_TOO_MANY: Final = 429  # of what may be sent again: `Cloud` does, after a while
 _NO_SUCH_CLASS: Final = 400  # Placement's answer for a class of which nobody has ever reported any
 _PAGE: Final = 500
 _LISTINGS: Final = 5
@@ -144,8 +145,13 @@ class NovaHttp(ComputeApi):
 
     def set_line(self, port_id: str, line: str) -> bool:
         """See `ComputeApi.set_line`."""
-        body = {"port": {"description": line}}
-        return self._change("network", "PUT", f"/v2.0/ports/{port_id}", body).status != _NOT_FOUND
+        path = f"/v2.0/ports/{port_id}"
+        try:
+            return self._change("network", "PUT", path, {"port": {"description": line}}).status != _NOT_FOUND
+        except Refused as refusal:
+            raise ServiceUnavailable(
+                f"Neutron did not take the record of a lease, PUT {path}", seen=refusal.words, next_step="try it again"
+            ) from refusal
 
     def delete_port(self, port_id: str) -> bool:
         """See `ComputeApi.delete_port`."""
@@ -267,7 +273,7 @@ class NovaHttp(ComputeApi):
             path,
             body=body,
             headers=_headers(service),
-            accept=_REFUSALS if method == "POST" and once else _REFUSALS | {_NOT_FOUND},
+            accept=_REFUSALS if once else (_REFUSALS - {_TOO_MANY}) | {_NOT_FOUND},
             attempts=1 if once else 0,
         )
         if reply.status not in _REFUSALS:

@@ -8,6 +8,7 @@ times are the ones that count (`nova_view`).
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ def to_line(marker: Marker) -> str:
     return f"{line} {_escaped(owner)}"
 
 
+@functools.lru_cache(maxsize=4096)
 def from_line(line: str) -> Marker | None:
     """The marker in a description, or None when it is not one of ours."""
     parts = line.split(" ")

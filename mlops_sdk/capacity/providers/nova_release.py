@@ -29,7 +29,7 @@ from mlops_sdk.capacity.providers.nova_view import (
     judge,
     records,
 )
-from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 
 _UNKNOWN_POLLS = 5
 _DELETIONS = 3
@@ -88,8 +88,9 @@ class ServerReturn(Returning):
         """See `Returning.step`."""
         if self._started_at is None:
             self._started_at = self._api.now()
-        record = records(self._api.list_ports([self.name]))
-        servers = self._look(record)
+        ports = list(self._api.list_ports([self.name]))
+        record = records(ports)
+        servers = self._look(record, ports)
         if self.abandoned:
             return self._stop()
         if servers:
@@ -131,15 +132,20 @@ class ServerReturn(Returning):
             return last.status
         return "gone" if last or self._held.node_id else ""
 
-    def _look(self, record: dict[str, Marker]) -> list[Server]:
-        """The servers that are to be given back and still exist."""
+    def _look(self, record: dict[str, Marker], ports: Iterable[Port]) -> list[Server]:
+        """The servers that are to be given back and still exist.
+
+        By id, too, what was seen before or what a port is bound to: no list shows what is in a recycle bin.
+        """
         if self._held.kind in {"port", "volume"}:
             return []
         if self._held.allocation_id:
-            one = self._api.get_server(self._held.allocation_id)
-            found = [one] if one is not None and one.name == self.name else []
+            listed, ids = dict[str, Server](), {self._held.allocation_id}
         else:
-            found = [s for s in self._api.list_servers(self.name) if s.name == self.name and is_of(s.name, s.marker)]
+            listed = {server.id: server for server in self._api.list_servers(self.name)}
+            ids = set(self._servers) | {port.server for port in ports if is_of(port.name, port.marker)} - {""}
+        others = [one for ident in sorted(ids - set(listed)) if (one := self._api.get_server(ident)) is not None]
+        found = [s for s in (*listed.values(), *others) if s.name == self.name and is_of(s.name, s.marker)]
         for server in found:
             if not self._entitled(server.name, in_force(server.name, server.marker, record)):
                 self.abandoned = True
@@ -213,7 +219,8 @@ class ServerReturn(Returning):
             if seen.deletions >= _DELETIONS:  # the claims stay; the reaper begins anew
                 self._words = again.fault or self._words or f"Nova does not delete it ({again.status})"
                 return self.evidence(Outcome.NOT_CLEAN)
-            self._delete_server(again, seen, force=return_step(again) is ReturnStep.FORCE)
+            if not self._delete_server(again, seen, force=return_step(again) is ReturnStep.FORCE):
+                return self._stop()
         return None
 
     def _is_stuck(self, server: Server, seen: _Seen) -> bool:
@@ -222,7 +229,8 @@ class ServerReturn(Returning):
         again_s = _AGAIN_POLLS * self._party.settings.lease.poll_s
         return server.status == "ERROR" and (not seen.deletions or waited >= again_s)
 
-    def _delete_server(self, server: Server, seen: _Seen, *, force: bool) -> None:
+    def _delete_server(self, server: Server, seen: _Seen, *, force: bool) -> bool:
+        """Ask for it; False where our login may not."""
         with self._party.boundary("machine.tear_down", self.name, node_id=server.id, provision_state=server.status):
             try:
                 self._api.delete_server(server.id, force=force)
@@ -230,6 +238,12 @@ class ServerReturn(Returning):
                 seen.asked_at = self._party.clock.monotonic()
             except Refused as refusal:  # locked, or in the middle of something
                 self._words = refusal.words
+            except AccessDenied as error:
+                if not force:
+                    raise
+                self._words = f"it is in the recycle bin, which is the reaper's to empty: {error.seen}"
+                return False
+        return True
 
     def _delete_children(self, children: Iterable[Child]) -> NodeEvidence | None:
         for child in children:
@@ -237,7 +251,7 @@ class ServerReturn(Returning):
             step = ReturnStep.DELETE if isinstance(child, Port) else volume_step(child)
             if step is ReturnStep.WAIT:
                 continue
-            if step is ReturnStep.UNKNOWN or seen.deletions >= _DELETIONS:
+            if step in {ReturnStep.UNKNOWN, ReturnStep.STUCK} or seen.deletions >= _DELETIONS:
                 seen.unknown += 1
                 if seen.unknown < _UNKNOWN_POLLS:
                     continue

@@ -30,6 +30,7 @@ class ReturnStep(enum.Enum):
     DELETE = "delete"
     FORCE = "force"  # it is in the recycle bin: out of that too
     WAIT = "wait"
+    STUCK = "stuck"  # only an operator of the cloud can go on
     UNKNOWN = "unknown"
 
 
@@ -82,7 +83,7 @@ RETURN: Final[Mapping[str, ReturnStep]] = {
 VOLUME: Final[Mapping[str, ReturnStep]] = {
     "available": ReturnStep.DELETE,
     "error": ReturnStep.DELETE,
-    "error_deleting": ReturnStep.DELETE,
+    "error_deleting": ReturnStep.STUCK,  # Cinder deletes it only after its state was reset
     "error_restoring": ReturnStep.DELETE,
     "error_extending": ReturnStep.DELETE,
     "error_managing": ReturnStep.DELETE,
