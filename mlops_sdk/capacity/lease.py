@@ -50,7 +50,8 @@ class LeaseRequest:
         resource_class: The provider's word for a kind of machine (Ironic: resource class; hosts: class of their pool).
         traits: Traits each machine must have.
         deadline: Hard end of the lease (aware UTC); the reaper takes the machines back after it.
-        wait_s: How long to wait for capacity before `NoCapacity`; 0 asks once.
+        wait_s: How long to wait for capacity before `NoCapacity`; 0 asks once. For machines of who was given notice for
+            this, at least until they are back.
         provider: Whose machines: one of those that the deployment has.
         priority: Its class, while there are fewer machines than people want (`mlops_sdk.capacity.queue`).
         preemptible: Whether the lease may be ended, with notice, for a higher priority.

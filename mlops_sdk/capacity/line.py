@@ -8,6 +8,7 @@ to the same answer, so nobody has to run a server. A ticket that nobody renews s
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -80,7 +81,8 @@ class Line:
     def wait_turn(self, grant: Grant, *, on_wait: Callable[[Turn], None] = lambda _: None) -> Steps[Admission]:
         """Wait until this lease may ask for its machines, and for how many in reserve.
 
-        Closed at a pause, it leaves its ticket: who goes on elsewhere keeps the place.
+        Closed at a pause, it leaves its ticket: who goes on elsewhere keeps the place. Who has others end for it, with
+        notice, waits for their machines also when that takes longer than its waiting time.
 
         Args:
             grant: For whom.
@@ -89,7 +91,8 @@ class Line:
         Raises:
             NoCapacity: the waiting time is over; the ticket is gone.
         """
-        end = self._clock.monotonic() + grant.request.wait_s
+        began = self._clock.monotonic()
+        end = began + grant.request.wait_s
         pause = pauses(self._settings.poll_s)
         asked_at = self._asked_at(grant)
         told, mine, since = False, None, 0.0
@@ -99,23 +102,23 @@ class Line:
                 since = self._clock.monotonic()  # a plan that was begun before knows nothing of this ticket
             since = max(since, self._clock.monotonic() - self._settings.poll_s * _SHARE)
             turn = next((turn for turn in self._turns(since) if turn.ticket.lease == mine.lease), None)
+            end = max(end, self._back_at(turn.coming_at if turn else None))
             left = max(0.0, end - self._clock.monotonic())
             if turn is None:  # it has them already, asked for by who began before us
                 return Admission(left_s=left, spares=self.room(grant, grant.request.spares))
             if turn.may_ask:
-                return Admission(left_s=left, spares=turn.spares)
+                return Admission(left_s=min(left, grant.request.wait_s), spares=turn.spares)
             if left <= 0:
                 self.leave(grant)
                 raise NoCapacity(
-                    f"could not get {grant.request} within {grant.request.wait_s:g} s; nothing is held",
+                    f"could not get {grant.request} within {self._clock.monotonic() - began:.0f} s; nothing is held",
                     seen=turn.words(),
                     next_step="ask for fewer machines, wait longer (wait_s), or see who holds them: `mlops lease list`",
                 )
             if not told:
                 told = True
                 on_wait(turn)
-            if left > self._settings.notice_s:  # else it would have given up when they are free
-                self._give_notice(turn)
+            end = max(end, self._back_at(self._give_notice(turn)))
             yield min(max(next(pause), 0.01), left)
 
     def leave(self, grant: Grant) -> None:
@@ -160,27 +163,39 @@ class Line:
         left = ticket.renewed_until - self._provider.now()
         return left.total_seconds() < self._settings.renew_for_s * _RENEWED_WITH
 
-    def _give_notice(self, turn: Turn) -> None:
+    def _back_at(self, coming_at: datetime | None) -> float:
+        """The monotonic second at which machines are back, cleaned, at the latest whose leases end then."""
+        if coming_at is None:
+            return -math.inf
+        ends_in = (coming_at - self._provider.now()).total_seconds()
+        return self._clock.monotonic() + ends_in + self._settings.clean_timeout_s
+
+    def _give_notice(self, turn: Turn) -> datetime | None:
         """Tell the runs that have to end for this one, as the plan says; of two that tell one run, the first counts.
+
+        When they end at the latest; None when nobody was told.
 
         The decision is written down first, where the run follows it; then its machines carry the end, by which the
         reaper judges them. A run that is told again keeps the end that it was told first.
         """
-        if not turn.ends:
-            return
+        if not turn.ends or turn.ticket.lasts_s <= self._settings.notice_s:  # it would be over when they are free
+            return None
         victims: dict[tuple[str, int], list[Marker]] = {}
         for machine in self._provider.pool():
             if machine.marker is not None and (key := _key_of(machine.marker)) in turn.ends:
                 victims.setdefault((key, machine.marker.generation), []).append(machine.marker)
         now = self._provider.now()
+        told: list[datetime] = []
         for (key, generation), markers in victims.items():
             ends_at = min(markers[0].deadline, now + timedelta(seconds=self._settings.notice_s))
             notice = Notice(ends_at=ends_at, reason=EndReason.PREEMPTED, by=turn.ticket.run_key)
             try:
                 orders = OrderBook(self._store, key, generation).change(partial(noticed, notice=notice))
+                told.append(ends_at)
                 self._end_at(markers, orders)
             except (RemoteError, DamagedObject) as error:  # told at the next look, by us or by another one
                 _LOG.warning("run %s could not be given notice: %s", key, error)
+        return max(told, default=None)
 
     def _end_at(self, markers: Sequence[Marker], orders: Orders) -> None:
         """Let the machines of a run that was given notice carry its end. It is renewed no further than it was."""
@@ -309,6 +324,7 @@ def slot_of(
         ends_at=min(marker.deadline, notice.ends_at) if notice else marker.deadline,
         preemptible=marker.preemptible,
         ending=notice is not None,
+        told_for=notice.by if notice else "",
     )
     return Slot(id=machine.id, name=machine.name, resource_class=machine.resource_class, traits=traits, holder=holder)
 

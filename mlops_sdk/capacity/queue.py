@@ -78,6 +78,7 @@ class Holder:
         ends_at: When the machine is free again at the latest: the deadline, or the end that it was given notice of.
         preemptible: Whether its lease may be ended for a higher priority.
         ending: Whether it was given notice already, or is being given back.
+        told_for: The run for which it was given notice; empty for none.
     """
 
     run_key: str
@@ -88,6 +89,7 @@ class Holder:
     generation: int = 0
     preemptible: bool = False
     ending: bool = False
+    told_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,7 @@ class Turn:
         spares: And for so many of those that it wants in reserve.
         expected_at: When it is likely to get them: now, the promised time, or None when nothing that ends is enough.
         ends: Runs that have to be given notice, so that this one can go.
+        coming_at: When those that were given notice for this one end at the latest; None for none.
         why: In words.
     """
 
@@ -127,6 +130,7 @@ class Turn:
     why: str
     ends: tuple[str, ...] = ()
     spares: int = 0
+    coming_at: datetime | None = None
 
     def words(self) -> str:
         """For a person: place, reason, and when."""
@@ -155,8 +159,13 @@ def plan(
     pool = _Pool(slots, now)
     turns: list[Turn] = []
     for position, ticket in enumerate(order(alive, use=use or {}, shares=shares or {}), start=1):
-        turns.append(pool.place(ticket, position))
+        turns.append(replace(pool.place(ticket, position), coming_at=_coming_at(ticket, slots)))
     return tuple(turns)
+
+
+def _coming_at(ticket: Ticket, slots: Iterable[Slot]) -> datetime | None:
+    told = [s.holder.ends_at for s in slots if s.holder is not None and s.holder.told_for == ticket.run_key]
+    return max(told, default=None)
 
 
 def _still_wanted(tickets: Iterable[Ticket], slots: Iterable[Slot]) -> list[Ticket]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from mlops_sdk.capacity.lease import LeaseRequest, Priority
 from mlops_sdk.capacity.lifecycle import EndReason
 from mlops_sdk.cli.main import main
-from mlops_sdk.errors import DamagedObject, LeaseLost, Preempted, ServiceUnavailable
+from mlops_sdk.errors import DamagedObject, LeaseLost, NoCapacity, Preempted, ServiceUnavailable
 from mlops_sdk.keeper import Beat, Stop
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.steps import Steps, drive
@@ -151,12 +152,53 @@ def test_only_what_allows_it_and_is_lower_and_is_needed_is_told(cloud):
         run.release()
 
 
-def test_who_gives_up_before_the_notice_is_over_tells_nobody(cloud):
+def test_who_asks_once_or_would_be_over_by_then_tells_nobody(cloud):
+    low = batch(cloud)
+    once = start(cloud, "once")
+    with pytest.raises(NoCapacity):
+        once.lease(request(cloud, 2, priority=Priority.URGENT))
+    short = request(cloud, 2, wait_s=600, priority=Priority.URGENT)
+    over = start(cloud, "over").leasing(replace(short, deadline=cloud.clock.now() + timedelta(seconds=NOTICE_S - 1)))
+    let_pass(cloud, 4, low, waiting=over)
+    assert low.ending() is None
+
+
+def test_who_tells_somebody_waits_for_the_machines_also_beyond_its_waiting_time(cloud):
+    """With the defaults the notice is longer than the wait: 120 s and 60 s."""
     low = batch(cloud)
     high = start(cloud, "urgent")
-    waiting = high.leasing(request(cloud, 2, wait_s=NOTICE_S - 1, priority=Priority.URGENT))
-    let_pass(cloud, 10, low, high, waiting=waiting)
-    assert low.ending() is None
+    waiting = high.leasing(request(cloud, 2, wait_s=NOTICE_S / 2, priority=Priority.URGENT))
+    let_pass(cloud, NOTICE_S - 6, low, high, waiting=waiting)
+    assert low.ending() is not None
+    low.release(EndReason.PREEMPTED)
+    got = let_pass(cloud, 30, high, waiting=waiting)
+    assert got is not None
+    high.release()
+
+
+def test_who_goes_on_for_one_that_told_somebody_waits_as_long(cloud):
+    low = batch(cloud)
+    wanted = request(cloud, 2, wait_s=NOTICE_S / 3, priority=Priority.URGENT)
+    first = start(cloud, "urgent")
+    begun = first.leasing(wanted)
+    let_pass(cloud, 6, low, first, waiting=begun)
+    begun.close()
+    first.close()
+    second = start(cloud, "urgent")
+    waiting = second.leasing(wanted)
+    let_pass(cloud, NOTICE_S - 10, low, second, waiting=waiting)
+    low.release(EndReason.PREEMPTED)
+    assert let_pass(cloud, 30, second, waiting=waiting) is not None
+    second.release()
+
+
+def test_who_waits_for_machines_that_do_not_come_back_gives_up(cloud):
+    low = batch(cloud)
+    high = start(cloud, "urgent")
+    waiting = high.leasing(request(cloud, 2, wait_s=NOTICE_S / 2, priority=Priority.URGENT))
+    clean_s = cloud.settings.lease.clean_timeout_s
+    with pytest.raises(NoCapacity, match=f"within {NOTICE_S + clean_s:.0f} s"):
+        let_pass(cloud, NOTICE_S + clean_s + 20, low, high, waiting=waiting)
 
 
 def test_damaged_orders_of_one_run_stop_nobody_and_are_shown(cloud, monkeypatch):
