@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     benchmark: Benchmark = importlib.import_module(REGISTRY[arguments.name][0])  # type: ignore[assignment]
     options = Options(
-        quick=arguments.quick, seed=arguments.seed, schedules=arguments.schedules, replay=arguments.replay
+        quick=arguments.quick,
+        seed=arguments.seed,
+        schedules=arguments.schedules,
+        replay=arguments.replay,
+        provider=arguments.provider,
     )
     report = benchmark.run(options)
     print(last_line(arguments.name, report), flush=True)
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random")
     parser.add_argument("--schedules", type=int, default=0, help="leaks: how many schedules in all")
     parser.add_argument("--replay", default="", help="leaks: run this one again, and print every call")
+    parser.add_argument("--provider", default="", help="leaks: ironic, nova, or nova-root (servers boot from volumes)")
     return parser
 
 

@@ -17,6 +17,9 @@ measured, and no goal.
 
 *peer*: a program that creates, works, and gives back in a `finally`, through the same failures.
 
+`--provider nova` leases servers of Nova with ports and volumes instead, `nova-root` such that boot from a volume. Then
+these count too, and there is nothing that a late request could meet: a server's id is used once.
+
 Of `--schedules N`, each failure at each call comes first; then, if there is room, every pair of a crash, a lost reply
 or a time-out; the rest is drawn from seeds. What fails is printed as one line: `--replay LINE` runs it again and prints
 every call. `--replay NUMBER` draws a schedule from a seed.
@@ -28,13 +31,17 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.leaks_life import LIVES
+from benchmarks.leaks_nova import Servers
+from benchmarks.leaks_nova_peer import servers_leak_by_hand
 from benchmarks.leaks_peer import leaks_by_hand
-from benchmarks.leaks_run import Machines, Result, run_schedule, stage
+from benchmarks.leaks_run import Machines, Result, Scene, run_schedule, stage
 from benchmarks.leaks_schedules import Schedule, draw, pairs, singles
 from benchmarks.report import Goal, Report
 
@@ -46,12 +53,17 @@ _QUICK: Final = 2_000
 _USUAL: Final = 30_000
 _PEERS: Final = 1_000
 _SHOWN: Final = 20
+IRONIC: Final = "ironic"
+SCENES: Final[Mapping[str, Scene]] = MappingProxyType(
+    {IRONIC: Machines(), "nova": Servers(), "nova-root": Servers(root_gib=20)}
+)
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What came of many schedules."""
+    """What came of many schedules. `provider`: of which scene."""
 
+    provider: str = IRONIC
     schedules: int = 0
     calls: int = 0
     leaked: int = 0
@@ -73,7 +85,8 @@ class Tally:
         if not result.ok:
             late = (f"took {result.took_s:.0f} s",) if result.late else ()
             words = "; ".join((*result.wrong, *result.left, *late, *result.errors))
-            self.failures.append(f"--replay '{result.schedule}'  {words}")
+            scene = "" if self.provider == IRONIC else f"--provider {self.provider} "
+            self.failures.append(f"{scene}--replay '{result.schedule}'  {words}")
 
     def merge(self, other: Tally) -> None:
         """Those of another worker."""
@@ -89,18 +102,21 @@ class Tally:
 
 def run(options: Options) -> Report:
     """All schedules, on all cores; or one that is replayed."""
+    provider = options.provider or IRONIC
+    scene = SCENES[provider]
     if options.replay:
-        return _replay(options.replay)
+        return _replay(options.replay, provider)
     count = options.schedules or (_QUICK if options.quick else _USUAL)
-    schedules = list(_chosen(count, options.seed))
+    schedules = list(_chosen(count, options.seed, scene))
     cores = len(os.sched_getaffinity(0))
     print(f"leaks: {len(schedules)} schedules on {cores} processes", flush=True)
     began = time.monotonic()
-    tally = run_all(schedules, cores)
+    tally = run_all(schedules, cores, provider)
     wall_s = time.monotonic() - began
     peers = min(_PEERS, count)
     with stage():
-        by_hand = sum(leaks_by_hand(draw(options.seed + number)) for number in range(peers))
+        naive = leaks_by_hand if provider == IRONIC else servers_leak_by_hand
+        by_hand = sum(naive(draw(options.seed + number, scene.shape)) for number in range(peers))
     for line in tally.failures[:_SHOWN]:
         print(line)
     figures = {
@@ -110,7 +126,7 @@ def run(options: Options) -> Report:
         "calls": float(tally.calls),
         "wall_s": round(wall_s, 1),
         "longest_s": round(tally.longest_s, 1),
-        "bound_s": Machines.bound_s,
+        "bound_s": scene.bound_s,
         "renewed_in_the_window": float(tally.window),
         "met_by_later_than_cleaning": float(tally.beyond),
         "peer_schedules": float(peers),
@@ -125,44 +141,45 @@ def run(options: Options) -> Report:
     return Report(figures=figures, goals=goals)
 
 
-def run_all(schedules: Iterable[Schedule], processes: int) -> Tally:
+def run_all(schedules: Iterable[Schedule], processes: int, provider: str = IRONIC) -> Tally:
     """Run them in so many processes."""
+    run_these = partial(run_chunk, provider=provider)
     chunks = _chunks([str(schedule) for schedule in schedules])
     tally = Tally()
     if processes == 1:
         for chunk in chunks:
-            tally.merge(run_chunk(chunk))
+            tally.merge(run_these(chunk))
         return tally
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        for part in pool.imap_unordered(run_chunk, chunks):
+        for part in pool.imap_unordered(run_these, chunks):
             tally.merge(part)
     return tally
 
 
-def run_chunk(lines: list[str]) -> Tally:
+def run_chunk(lines: list[str], provider: str = IRONIC) -> Tally:
     """Some schedules, by their lines."""
-    tally = Tally()
+    tally, scene = Tally(provider=provider), SCENES[provider]
     with stage():
         for line in lines:
-            tally.add(run_schedule(Schedule.parse(line)))
+            tally.add(run_schedule(Schedule.parse(line, scene.shape), scene=scene))
     return tally
 
 
-def lengths() -> dict[str, int]:
+def lengths(scene: Scene) -> dict[str, int]:
     """How many calls each life sends when nothing fails, with its reaper."""
     with stage():
-        return {life: run_schedule(Schedule(seed=0, life=life, nodes=1)).calls for life in LIVES}
+        return {life: run_schedule(Schedule(seed=0, life=life, nodes=1), scene=scene).calls for life in LIVES}
 
 
-def _chosen(count: int, seed: int) -> Iterator[Schedule]:
-    calls = lengths()
+def _chosen(count: int, seed: int, scene: Scene) -> Iterator[Schedule]:
+    calls = lengths(scene)
     each = list(singles(calls))
     if count < len(each):
         each = []
     room = count - len(each)
     number = sum(n * (n - 1) // 2 for n in calls.values()) * 16
     twice = list(pairs(calls)) if number <= room else []
-    drawn = (draw(seed + number) for number in range(room - len(twice)))
+    drawn = (draw(seed + number, scene.shape) for number in range(room - len(twice)))
     return itertools.chain(each, twice, drawn)
 
 
@@ -171,11 +188,12 @@ def _chunks(lines: list[str]) -> Iterator[list[str]]:
         yield lines[start : start + _CHUNK]
 
 
-def _replay(text: str) -> Report:
+def _replay(text: str, provider: str) -> Report:
+    scene = SCENES[provider]
     with stage():
-        result = run_schedule(Schedule.parse(text), traced=True)
+        result = run_schedule(Schedule.parse(text, scene.shape), traced=True, scene=scene)
     print("\n".join(result.trace))
-    tally = Tally()
+    tally = Tally(provider=provider)
     tally.add(result)
     print(f"\n{result.schedule}\n" + ("\n".join(tally.failures) or "nothing leaked, nobody was touched"))
     figures = {"schedules": 1.0, "leaked": float(tally.leaked), "wrongly_deleted": float(tally.wrongly_deleted)}

@@ -24,12 +24,12 @@ class Past:
 
     def __init__(self, cloud: HttpCloud, *, kept: bool) -> None:
         self._cloud = cloud
-        self._kept = kept
+        self.kept = kept
         self._states: list[tuple[Any, ...]] = []
 
     def before(self, call: Call) -> None:
         """Something is about to change."""
-        if self._kept and call.service != "s3":
+        if self.kept and call.service != "s3":
             # what these objects hold is replaced, never changed in place: copies of the objects are enough
             state = ({key: copy.copy(item) for key, item in part.items()} for part in self._state())
             self._states.append(tuple(state))

@@ -21,7 +21,7 @@ from mlops_sdk.testing.http_cloud.virtual_time import virtual_time
 LONG_S: Final = 3000.0
 _PACE: Final = Pace()
 _CONTENDER_S: Final = 150.0
-_COLLECT_EVERY: Final = 100
+_COLLECT_EVERY: Final = 400
 _MESSAGES_S: Final = 15.0
 _STANDING: Final = {Kind.FROZEN, Kind.CLOCK_JUMP, Kind.OUTAGE}
 
@@ -91,15 +91,17 @@ class Judging(Protocol):
 
 
 class Scene(Protocol):
-    """What a schedule is played in: machines of one provider, neighbours, and who judges.
+    """What a schedule is played in: machines of one provider, neighbours, and who judges."""
 
-    Attributes:
-        bound_s: How long it may take until nothing is left.
-        shape: What is drawn for it.
-    """
+    @property
+    def bound_s(self) -> float:
+        """How long it may take until nothing is left."""
+        ...
 
-    bound_s: float
-    shape: Shape
+    @property
+    def shape(self) -> Shape:
+        """What is drawn for it."""
+        ...
 
     def set(self, world: World, schedule: Schedule) -> Judging:
         """Put everything in its place."""

@@ -21,12 +21,14 @@ class Options:
     Attributes:
         schedules: Of `leaks`: how many; 0 for its usual number.
         replay: Of `leaks`: the one to run again, with every call printed.
+        provider: Of `leaks`: whose machines are leased; "" for its usual one.
     """
 
     quick: bool = False
     seed: int = 0
     schedules: int = 0
     replay: str = ""
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ class VolumePace:
     create_s: float = 1.0
     fill_s: float = 8.0
     delete_s: float = 3.0
+    reset_s: float = 120.0
+    """Until an operator resets what could not be deleted: nobody else can."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,6 +111,10 @@ class FakeCinder:
     def handle(self, call: Call, project: str) -> Answer:
         """Carry out one request of somebody who is logged in to a project."""
         self.settle()
+        return self.answer(call, project)
+
+    def answer(self, call: Call, project: str) -> Answer:
+        """The same, in the state that it is in: nothing else happens first."""
         root, _, volume_id = call.path.removeprefix(f"/v3/{project}/").partition("/")
         if root != "volumes":
             return _fault(404, "itemNotFound", "The resource could not be found.")
@@ -132,6 +138,8 @@ class FakeCinder:
         volume.next = (_NEVER, "")
         if what == "gone":
             del self.volumes[volume.id]
+        elif what == "error_deleting":
+            volume.status, volume.next = what, (at + self.pace.reset_s, "error")
         elif what == "available" and self.fails["create"] > 0:
             self.fails["create"] -= 1
             volume.status = "error"
