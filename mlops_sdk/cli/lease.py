@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -47,18 +48,22 @@ lease.add_command(replace)
 @lease.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def list_leases(as_json: bool) -> None:
-    """Every machine this project sees, and who holds it. Asks the cloud, not the journals."""
+    """Every machine this project sees, and who holds it; room for servers as one line for each flavor.
+
+    Asks the cloud, not the journals.
+    """
     services = Client().services
     machines = [machine for name in services.providers for machine in services.provider(name).pool()]
     notes = _notes(services.store, [machine.marker for machine in machines if machine.marker is not None])
     ordered = sorted(machines, key=lambda machine: (machine.provider, machine.name))
-    rows = [{**_row(machine), "note": notes.get(_lease_of(machine.marker), "")} for machine in ordered]
+    rows = _counted({**_row(machine), "note": notes.get(_lease_of(machine.marker), "")} for machine in ordered)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     headings = (
         "provider",
         "machine",
+        "count",
         "class",
         "state",
         "power",
@@ -68,7 +73,7 @@ def list_leases(as_json: bool) -> None:
         "deadline",
         "note",
     )
-    print_columns(headings, [[row[heading.replace(" ", "_")] for heading in headings] for row in rows])
+    print_columns(headings, [[str(row[heading.replace(" ", "_")]) for heading in headings] for row in rows])
 
 
 @lease.command("queue")
@@ -125,6 +130,12 @@ def clean(machine: str, provider: str | None) -> None:
     click.echo(f"{machine}: {chosen.clean(machine)}")
 
 
+def _counted(rows: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
+    """Rows that say the same once, with how many there are: the free room of a cloud has no names."""
+    counts = Counter(tuple(row.items()) for row in rows)
+    return [{**dict(row), "count": count} for row, count in counts.items()]
+
+
 def _row(machine: PoolMachine) -> dict[str, str]:
     marker = machine.marker
     return {
@@ -163,7 +174,7 @@ def _turn(provider: str, turn: Turn) -> dict[str, Any]:
         "run": ticket.run_key,
         "owner": ticket.project,
         "priority": ticket.priority.name.lower(),
-        "wants": f"{ticket.nodes} x {ticket.resource_class}",
+        "wants": f"{ticket.nodes} x {ticket.resource_class}" + (f" + {ticket.spares}" if ticket.spares else ""),
         "since": f"{ticket.asked_at:%Y-%m-%d %H:%M:%S}",
         "expected": f"{turn.expected_at:%Y-%m-%d %H:%M:%S}" if turn.expected_at else "",
         "why": turn.why,

@@ -100,12 +100,15 @@ def _machines(plan: Any, model: str, *, code: Any, data: Any) -> tuple[Provision
             preemptible=plan["preemptible"],
             spares=plan["spares"],
             provider=plan["provider"],
+            hold_on_failure_s=plan["hold_on_failure_s"],
             **_TRY_AGAIN,
         ).as_setup()
         train = TrainOperator(
             task_id="train", model_name=model, program=plan["program"], code=code, data=data, **_TRY_AGAIN
         )
-        release = ReleaseOperator(task_id="release", **_TRY_AGAIN).as_teardown(setups=provision)
+        release = ReleaseOperator(task_id="release", keep_warm_s=plan["keep_warm_s"], **_TRY_AGAIN).as_teardown(
+            setups=provision
+        )
         chain(provision, train, release)
     return provision, train
 

@@ -41,8 +41,14 @@ class CapacitySpec(_Spec):
         default="normal", description="Who gets machines first while there are too few."
     )
     preemptible: bool = Field(default=False, description="The lease may be ended, with notice, for a higher priority.")
-    provider: Literal["ironic", "static"] = Field(
-        default="ironic", description="Whose machines: bare metal, or the deployment's pool of hosts."
+    provider: Literal["ironic", "nova", "static"] = Field(
+        default="ironic", description="Whose machines: bare metal, servers of Nova, or the deployment's pool of hosts."
+    )
+    hold_on_failure_s: float = Field(
+        default=0.0, ge=0, description="How long machines stay for a person to look when the training fails; 0: not."
+    )
+    keep_warm_s: float = Field(
+        default=0.0, ge=0, description="How long machines stay for a later task of this run once given back; 0: not."
     )
 
 

@@ -234,6 +234,7 @@ def _request(client: Client, capacity: CapacitySpec) -> LeaseRequest:
         preemptible=capacity.preemptible,
         spares=capacity.spares,
         provider=capacity.provider,
+        hold_on_failure_s=capacity.hold_on_failure_s,
     )
 
 

@@ -1,12 +1,18 @@
 """`mlops lease` on a cloud in memory."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 from click.testing import CliRunner
 
 from mlops_sdk.capacity.lease import LeaseRequest
+from mlops_sdk.capacity.owned import PoolMachine
+from mlops_sdk.capacity.provider import Provider
 from mlops_sdk.cli import hold, lease
 from mlops_sdk.cli.main import main
 from mlops_sdk.testing.cloud import FakeCloud
@@ -48,6 +54,23 @@ def test_machines_of_every_provider_are_listed_and_a_host_that_is_out_can_be_cle
     cloud.hosts.host("pool-01").fails.clear()
     assert shown("clean", "pool-01") == "pool-01: 1 processes ended\n"
     assert "out:" not in shown("list")
+
+
+def test_room_for_servers_is_one_line_for_each_flavor(cloud, monkeypatch):
+    def pool() -> Iterator[PoolMachine]:
+        room = PoolMachine(
+            provider="nova", id="", name="room for one gpu", resource_class="gpu", state="free", free=True
+        )
+        yield from (replace(room, id=f"gpu/{number}") for number in range(16))
+        yield replace(room, id="uuid", name="ml-a-g1-0", held_by="ml-a-g1-0", state="ACTIVE", free=False)
+
+    provider = create_autospec(Provider, instance=True)
+    provider.pool = pool
+    services = cloud.services()
+    nova = replace(services, others={"nova": lambda *_: provider})
+    monkeypatch.setattr(lease, "Client", lambda: SimpleNamespace(services=nova))
+    rows = [row for row in json.loads(shown("list", "--json")) if row["provider"] == "nova"]
+    assert [(row["machine"], row["count"]) for row in rows] == [("ml-a-g1-0", 1), ("room for one gpu", 16)]
 
 
 def test_a_person_replaces_a_machine_on_his_word(cloud):

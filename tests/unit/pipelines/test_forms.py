@@ -51,3 +51,12 @@ def test_nested_fields_are_grouped_in_sections():
 def test_a_wrong_or_unknown_field_is_named(values: dict[str, object], named: str):
     with pytest.raises(SettingsError, match=named):
         parse_form(RetrainSpec, values)
+
+
+def test_what_a_pipeline_says_about_keeping_machines_is_in_its_form():
+    given = {"capacity_provider": "nova", "capacity_hold_on_failure_s": 600, "capacity_keep_warm_s": 60}
+    capacity = parse_form(RetrainSpec, given).capacity
+    assert (capacity.provider, capacity.hold_on_failure_s, capacity.keep_warm_s) == ("nova", 600.0, 60.0)
+    with pytest.raises(SettingsError, match="not filled in right") as caught:
+        parse_form(RetrainSpec, {"capacity_keep_warm_s": -1})
+    assert "capacity_keep_warm_s" in caught.value.seen
