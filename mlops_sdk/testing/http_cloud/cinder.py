@@ -8,7 +8,7 @@ a server reserves a volume when it is asked for, and only then does it show as a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -81,7 +81,7 @@ class FakeCinder:
                 at, what = volume.next
                 self._arrive(volume, what, at)
 
-    def reserve(self, volume_ids: Collection[str], server: str) -> str:
+    def reserve(self, volume_ids: Iterable[str], server: str) -> str:
         """For a server that is asked for; why it cannot be, else ""."""
         for volume_id in volume_ids:
             volume = self.volumes.get(volume_id)
@@ -101,11 +101,11 @@ class FakeCinder:
         for volume in self._of(server):
             volume.status = "in-use"
 
-    def let_go(self, server: str, *, delete: bool) -> None:
-        """A server is gone, or was not built: what was its is free, and goes where it was to go with it."""
+    def let_go(self, server: str, *, keep: Collection[str] | None = None) -> None:
+        """A server is gone, or (without `keep`) was not built: what was its is free; what is not kept is deleted."""
         for volume in self._of(server):
             volume.status, volume.server = "available", ""
-            if delete:
+            if keep is not None and volume.id not in keep:
                 self._delete(volume)
 
     def handle(self, call: Call, project: str) -> Answer:

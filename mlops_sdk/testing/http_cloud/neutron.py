@@ -24,7 +24,7 @@ _COMPUTE: Final = "compute:nova"
 
 @dataclass(slots=True, kw_only=True)
 class FakePort:
-    """A port as Neutron keeps it. `device`: id of the server that uses it, "" for none."""
+    """A port as Neutron keeps it. `device`: id of the server that uses it, "" for none; `by_nova`: made with it."""
 
     id: str
     name: str
@@ -34,6 +34,7 @@ class FakePort:
     address: str
     created_at: str
     device: str = ""
+    by_nova: bool = False
 
 
 class FakeNeutron:
@@ -67,11 +68,18 @@ class FakeNeutron:
             port.device = server
         return ""
 
+    def make_for(self, server: str, networks: Iterable[str], project: str) -> None:
+        """Ports that go with the server."""
+        for network in networks:
+            made = self._make({"network_id": network}, project)
+            made.device, made.by_nova = server, True
+
     def let_go(self, server: str) -> None:
         """A server is gone: its ports, made before it, stay."""
-        for port in self.ports.values():
-            if port.device == server:
-                port.device = ""
+        for port in [port for port in self.ports.values() if port.device == server]:
+            port.device = ""
+            if port.by_nova:
+                del self.ports[port.id]
 
     def handle(self, call: Call, project: str) -> Answer:
         """Carry out one request of somebody who is logged in to a project."""
@@ -112,6 +120,9 @@ class FakeNeutron:
             return _fault(404, "NetworkNotFound", f"Network {wanted['network_id']} could not be found.")
         if sum(port.project == project for port in self.ports.values()) >= self.quota:
             return _fault(409, "OverQuota", "Quota exceeded for resources: ['port'].")
+        return Answer(status=201, body={"port": _shown(self._make(wanted, project))})
+
+    def _make(self, wanted: Mapping[str, Any], project: str) -> FakePort:
         self._numbers += 1
         made = FakePort(
             id=ident(_KIND, self._numbers),
@@ -123,7 +134,7 @@ class FakeNeutron:
             created_at=f"{START + timedelta(seconds=int(self._monotonic())):%Y-%m-%dT%H:%M:%SZ}",
         )
         self.ports[made.id] = made
-        return Answer(status=201, body={"port": _shown(made)})
+        return made
 
     def _on_port(self, port: FakePort, call: Call) -> Answer:
         if call.method == "DELETE":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -35,6 +35,7 @@ NO_HOST: Final = "No valid host was found. There are not enough hosts available.
 _KIND: Final = 0x5E4
 _HOST: Final = "nova.invalid"
 _NEVER: Final = float("inf")
+_ERROR: Final = 400
 _FILTERS: Final = {"name", "limit", "marker", "metadata", "deleted", "changes-since", "status"}
 
 
@@ -52,6 +53,8 @@ class FakeServer:
     """A server as Nova keeps it.
 
     Attributes:
+        ports: Ids of its ports, made before it.
+        networks: Ids of those that Nova makes it a port on.
         status: As a list shows it.
         task: What Nova does with it now.
         host: Which host has it; "" while none has.
@@ -67,6 +70,8 @@ class FakeServer:
     metadata: Mapping[str, str]
     ports: tuple[str, ...]
     created: datetime
+    networks: tuple[str, ...] = ()
+    keep: frozenset[str] = frozenset()
     status: str = "BUILD"
     task: str = "scheduling"
     host: str = ""
@@ -174,6 +179,7 @@ class FakeNova:
         if words:
             self._fail(server, f"Build of instance {server.id} aborted: {words}")
             return
+        self._neutron.make_for(server.id, server.networks, server.project)
         self.guests.add(server.id)
         server.built_at = _NEVER if self._takes("hang") else at + self.pace.build_s
         server.next = (server.built_at, "built")
@@ -191,7 +197,7 @@ class FakeNova:
         """A build that is aborted: no host has it any more, its ports and volumes are free."""
         server.status, server.task, server.fault, server.host = "ERROR", "", words, ""
         self._neutron.let_go(server.id)
-        self._cinder.let_go(server.id, delete=False)
+        self._cinder.let_go(server.id)
         self._tell()
 
     def _ended(self, server: FakeServer, at: float) -> None:
@@ -206,7 +212,7 @@ class FakeNova:
     def _forget(self, server: FakeServer) -> None:
         del self.servers[server.id]
         self._neutron.let_go(server.id)
-        self._cinder.let_go(server.id, delete=True)
+        self._cinder.let_go(server.id, keep=server.keep)
         self._tell()
 
     def _tell(self) -> None:
@@ -266,12 +272,9 @@ class FakeNova:
         if refusal or flavor is None:
             return refusal or fault(400, "badRequest", f"Flavor {wanted.get('flavorRef')} could not be found.")
         ports = tuple(str(each["port"]) for each in wanted.get("networks") or () if "port" in each)
-        for port_id in ports:
-            port = self._neutron.ports.get(port_id)
-            if port is None or port.project != project:
-                return fault(400, "badRequest", f"Port {port_id} could not be found.")
-            if port.device:
-                return fault(409, "conflictingRequest", f"Port {port_id} is still in use.")
+        networks = tuple(str(each["uuid"]) for each in wanted.get("networks") or () if "uuid" in each)
+        if refusal := self._refused_network(ports, networks, project):
+            return refusal
         used = sum(server.project == project for server in self.servers.values())
         if used >= self.quota:
             words = f"Quota exceeded for instances: Requested 1, but already used {used} of {self.quota} instances"
@@ -284,16 +287,28 @@ class FakeNova:
             flavor=flavor,
             metadata=dict(wanted.get("metadata") or {}),
             ports=ports,
+            networks=networks,
             created=self.now(),
             next=(self._monotonic() + self.pace.place_s, "placed"),
         )
         disks = wanted.get("block_device_mapping_v2") or ()
-        volumes = [str(each["uuid"]) for each in disks if each["source_type"] == "volume"]
+        volumes = {str(d["uuid"]): bool(d.get("delete_on_termination")) for d in disks if d["source_type"] == "volume"}
+        made.keep = frozenset(volume for volume, goes in volumes.items() if not goes)
         words = self._cinder.reserve(volumes, made.id)
         if words:
             return fault(400, "badRequest", words)
         self.servers[made.id] = made
         return Answer(status=202, body={"server": {"id": made.id, "links": [], "OS-DCF:diskConfig": "MANUAL"}})
+
+    def _refused_network(self, ports: Iterable[str], networks: Iterable[str], project: str) -> Answer | None:
+        for port_id in ports:
+            port = self._neutron.ports.get(port_id)
+            if port is None or port.project != project:
+                return fault(400, "badRequest", f"Port {port_id} could not be found.")
+            if port.device:
+                return fault(409, "conflictingRequest", f"Port {port_id} is still in use.")
+        unknown = set(networks) - set(self._neutron.networks.values())
+        return fault(400, "badRequest", f"Network {unknown.pop()} could not be found.") if unknown else None
 
     def _on_server(self, server: FakeServer, call: Call, below: str) -> Answer:
         if call.method == "DELETE":
@@ -309,7 +324,8 @@ class FakeNova:
 
     def _act(self, server: FakeServer, action: str) -> Answer:
         if action == "forceDelete":
-            return self._delete(server, soft=False)
+            refusal = self._delete(server, soft=False)
+            return refusal if refusal.status >= _ERROR else Answer(status=202)
         if action in {"lock", "unlock"}:
             server.locked = action == "lock"
             return Answer(status=202)

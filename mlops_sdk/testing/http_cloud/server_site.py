@@ -8,11 +8,18 @@ from mlops_sdk.capacity.providers.nova_door import Door
 from mlops_sdk.remote.ssh import Host
 from mlops_sdk.testing.http_cloud.cinder import FakeCinder
 from mlops_sdk.testing.http_cloud.listing import page
-from mlops_sdk.testing.http_cloud.messages import Answer, Call
+from mlops_sdk.testing.http_cloud.messages import Answer, Call, ServiceName
 from mlops_sdk.testing.http_cloud.neutron import FakeNeutron
 from mlops_sdk.testing.http_cloud.nova import FakeNova, ServerPace
-from mlops_sdk.testing.http_cloud.site import HttpCloud
+from mlops_sdk.testing.http_cloud.site import Handle, HttpCloud
 
+_HOSTS: Final[dict[ServiceName, str]] = {
+    "compute": "nova",
+    "network": "neutron",
+    "block-storage": "cinder",
+    "image": "glance",
+    "placement": "placement",
+}
 _DENIED: Final = "Access to /allocation_candidates was denied."
 
 
@@ -35,15 +42,23 @@ class ServerSite:
         self.neutron = FakeNeutron(clock)
         self.cinder = FakeCinder(clock)
         self.nova = FakeNova(clock, self.neutron, self.cinder, pace=pace, room=room, quota=quota)
-        cloud.add("compute", "http://nova.invalid", self.nova.handle)
-        cloud.add("network", "http://neutron.invalid", self._on_network)
-        cloud.add("block-storage", "http://cinder.invalid", self._on_volumes)
-        cloud.add("image", "http://glance.invalid", self._on_images)
-        cloud.add("placement", "http://placement.invalid", _on_placement)
+        self._handles: dict[ServiceName, Handle] = {
+            "compute": self.nova.handle,
+            "network": self._on_network,
+            "block-storage": self._on_volumes,
+            "image": self._on_images,
+            "placement": _on_placement,
+        }
+        for service, host in _HOSTS.items():
+            cloud.add(service, f"http://{host}.invalid", self._handles[service])
 
     def settle(self) -> None:
         """Let everything happen that is due by now."""
         self.nova.settle()
+
+    def handle(self, call: Call, project: str) -> Answer:
+        """Carry out one request of somebody who is logged in to a project."""
+        return self._handles[call.service](call, project)
 
     def answer(self, call: Call, project: str) -> Answer:
         """What Nova, Neutron or Cinder say, in the state that they are in: nothing else happens first."""
