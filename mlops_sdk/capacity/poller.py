@@ -113,16 +113,21 @@ class Poller:
         finally:
             self._leave(waiter)
 
-    async def ready(self, names: Collection[str], *, at_most_s: float) -> Snapshot | None:
-        """Wait while these are on their way, and return what ended it: all ready, or one that is not; None: no time."""
+    async def ready(
+        self, names: Collection[str], *, at_most_s: float, quiet: Collection[Phase] = (Phase.COMING,)
+    ) -> Snapshot | None:
+        """Wait while these are on their way, and return what ended it: all ready, or one that is not; None: no time.
+
+        Who does not hold them waits in `Phase.TENDED`, too.
+        """
         end = self._clock.monotonic() + at_most_s
         waiting, since = frozenset(names), None
         while (left := end - self._clock.monotonic()) > 0:
-            snapshot = await self.called(waiting, at_most_s=left, quiet={Phase.COMING}, since=since)
+            snapshot = await self.called(waiting, at_most_s=left, quiet=quiet, since=since)
             if snapshot is None:
                 return None
-            waiting, since = frozenset(n for n in names if snapshot.of(n).phase is Phase.COMING), snapshot.asked_at
-            if not waiting or snapshot.calls_for_a_look(names, quiet={Phase.COMING, Phase.READY}):
+            waiting, since = frozenset(n for n in names if snapshot.of(n).phase in quiet), snapshot.asked_at
+            if not waiting or snapshot.calls_for_a_look(names, quiet={*quiet, Phase.READY}):
                 return snapshot
         return None
 

@@ -19,6 +19,7 @@ class Phase(enum.Enum):
     """Where something stands, as far as it matters to who waits for it."""
 
     COMING = "coming"  # on its way to be ready: nothing to do but wait
+    TENDED = "tended"  # whoever holds it makes it ready, by calls of its own; nothing to do for anybody else but wait
     READY = "ready"
     GOING = "going"  # on its way back to the pool: nothing to do but wait
     OTHER = "other"  # somebody has to look: it failed, it wants the next call, or we do not know the state

@@ -6,7 +6,7 @@ claims, `static_shell` is what is done over SSH.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -20,7 +20,9 @@ from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim, jud
 from mlops_sdk.capacity.providers.static_pool import HostPool, Stored
 from mlops_sdk.capacity.providers.static_release import NAME, HostReturn
 from mlops_sdk.capacity.providers.static_shell import HostShell, SshShell
+from mlops_sdk.capacity.providers.static_sights import sights_of
 from mlops_sdk.capacity.quote import Quote, Supply, priced
+from mlops_sdk.capacity.watching import Sight
 from mlops_sdk.config import StaticHost
 from mlops_sdk.errors import MlopsError, SettingsError
 from mlops_sdk.names import parse_resource_name, run_key
@@ -92,6 +94,10 @@ class StaticHosts(Provider):
                 since=claim.created_at if held else "",
                 marker=claim.marker if held and belongs(claim.name, claim.marker, deployment) else None,
             )
+
+    def sights(self) -> Mapping[str, Sight]:
+        """See `mlops_sdk.capacity.watching.Watchable`."""
+        return sights_of(self._pool.shown())
 
     def address_of(self, node_id: str) -> str:
         """As an SSH address."""

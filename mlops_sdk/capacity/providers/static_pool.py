@@ -37,6 +37,7 @@ class HostPool:
     def __init__(self, store: ObjectStore, hosts: tuple[str, ...]) -> None:
         self._store = store
         self._hosts = hosts
+        self._shown: dict[str, Stored] = {}
 
     def read(self, host: str) -> Stored:
         """The claim on one host."""
@@ -52,6 +53,16 @@ class HostPool:
         with ThreadPoolExecutor(_READERS) as readers:
             found = dict(zip(here, readers.map(self.read, here), strict=True))
         return {host: found.get(host) or Stored(claim=HostClaim(host=host)) for host in sorted({*self._hosts, *stored})}
+
+    def shown(self) -> list[HostClaim]:
+        """The claims as one list shows them: only those that have changed since the last call are read.
+
+        For who waits. Whoever acts on a claim reads it.
+        """
+        listed = {info.key.removeprefix(PREFIX).removesuffix(".json"): info.etag for info in self._store.list(PREFIX)}
+        known = {host: stored for host, stored in self._shown.items() if listed.get(host) == stored.etag}
+        self._shown = {**known, **{host: self.read(host) for host in listed if host not in known}}
+        return [stored.claim for stored in self._shown.values()]
 
     def put(self, seen: Stored, claim: HostClaim) -> Stored | None:
         """Put a claim in the place of the one that was seen; None when somebody was faster.

@@ -51,7 +51,7 @@ class MachinesTrigger(MlopsTrigger):
             raise SettingsError(
                 f"provider {self.provider!r} cannot show all machines at once", next_step="wait in the run that leases"
             )
-        snapshot = await poller.ready(names, at_most_s=self.wait_s)
+        snapshot = await poller.ready(names, at_most_s=self.wait_s, quiet={Phase.COMING, Phase.TENDED})
         if snapshot is None or any(snapshot.of(name).phase is not Phase.READY for name in names):
             raise self._not_ready(names, snapshot or poller.latest)
         shown = [snapshot.of(name).node_name for name in names]

@@ -190,6 +190,16 @@ def test_another_task_can_wait_for_the_same_machines(cloud):
     assert ready["generation"] == 1
 
 
+def test_another_task_can_wait_for_hosts_of_a_pool(cloud):
+    pool = FakeCloud(hosts=2)
+    cloud.settings, cloud.hosts = pool.settings, pool.hosts
+    run = cloud.client().start_run(NAME)
+    deadline = cloud.clock.now() + timedelta(hours=1)
+    run.lease(LeaseRequest(nodes=1, resource_class="gpu.static", deadline=deadline, provider="static"))
+    assert wait_for_machines().run()["nodes"] == [node.name for node in run.held.nodes]
+    run.release()
+
+
 def test_who_waits_for_machines_that_fail_is_told_which_and_gives_nothing_back(cloud):
     lease(cloud)
     task = wait_for_machines()

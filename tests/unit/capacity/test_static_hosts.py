@@ -13,8 +13,10 @@ from mlops_sdk.capacity.provider import Grant, Provider
 from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim
 from mlops_sdk.capacity.providers.static_pool import HostPool
+from mlops_sdk.capacity.watching import Phase
 from mlops_sdk.errors import MlopsError, NodeFailed, SettingsError
 from mlops_sdk.run import Run
+from mlops_sdk.steps import drive
 from mlops_sdk.testing.cloud import FakeCloud
 from mlops_sdk.testing.faults import Crash
 from mlops_sdk.testing.memory_s3 import memory_store
@@ -197,6 +199,32 @@ def test_a_host_that_lets_nobody_in_goes_out_and_the_next_generation_gets_anothe
     for name in out:
         assert static(cloud).clean(name) == "it lets us in"
     assert untouched(cloud)
+
+
+def test_who_waits_sees_all_claims_by_one_list_and_what_changed_since():
+    cloud = FakeCloud(hosts=3)
+    with cloud.client().start_run(name="nightly") as run:
+        steps = run.leasing(request(cloud))
+        seen = static(cloud)
+        assert seen.sights() == {}
+        cloud.hosts.host("pool-02").fails.add("away")
+        next(steps)
+        sights = seen.sights()
+        pieces = [f"ml-{run.key}-g1-{index}" for index in range(2)]
+        assert {sights[name].phase for name in pieces} <= {Phase.TENDED, Phase.READY}
+        cloud.hosts.host("pool-02").fails.clear()
+        drive(steps, cloud.clock)
+        cloud.faults.clear()
+        assert [seen.sights()[name].phase for name in pieces] == [Phase.READY] * 2
+        read = cloud.faults.calls.count("get_object")
+        cloud.faults.clear()
+        assert [seen.sights()[name].node_name for name in pieces] == [node.name for node in run.held.nodes]
+        assert (read > 0, cloud.faults.calls.count("get_object")) == (True, 0)
+    sights = seen.sights()
+    assert {sights[host].words for host in ("pool-01", "pool-02", "pool-03") if host in sights} == {
+        "free: 1 processes ended"
+    }
+    assert not [name for name in sights if name.startswith("ml-")]
 
 
 def test_two_processes_of_a_run_that_claim_at_once_keep_one_host_for_each_name():

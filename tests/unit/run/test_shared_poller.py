@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest
+from mlops_sdk.capacity.providers.static import StaticHosts
 from mlops_sdk.errors import NodeFailed, ServiceUnavailable
 from mlops_sdk.pollers import Pollers
 from mlops_sdk.run import Lease, Run
@@ -118,7 +119,8 @@ async def test_a_cloud_that_stays_away_ends_the_wait_with_its_own_error_and_noth
     assert not slow.held
 
 
-async def test_a_provider_that_cannot_show_everything_is_asked_by_each(cloud):
+async def test_a_provider_that_cannot_show_everything_is_asked_by_each(cloud, monkeypatch):
+    monkeypatch.delattr(StaticHosts, "sights")
     hosts = FakeCloud(hosts=2)
     pollers = Pollers()
     assert pollers.of(hosts.services(), "static") is None
