@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import random
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 from mlops_sdk.testing.http_cloud.ironic import fault as ironic_fault
@@ -23,7 +24,7 @@ class Kind(enum.Enum):
     FROZEN = "frozen"  # the process stands still just before the call, and then goes on as if nothing had been
     DUPLICATE = "duplicate"  # carried out twice, by a proxy on the way; the second answer comes back
     CONFLICT = "409"
-    THROTTLED = "429"
+    THROTTLED = "429"  # to everybody for a while, which the answer says (`Retry-After`)
     ERROR = "503"  # not carried out
     ERROR_DONE = "500, done"  # carried out; the answer says that it failed
     EXPIRED = "401"  # the token is refused, once
@@ -63,9 +64,11 @@ class Fault:
         if call.service == "s3":
             return s3_failure(*_S3[status])
         words = _WORDS[status]
-        if call.service == "baremetal":
-            return ironic_fault(status, words)
-        return Answer(status=status, body={"error": {"code": status, "message": words}})
+        fault = {"error": {"code": status, "message": words}}
+        body = ironic_fault(status, words).body if call.service == "baremetal" else fault
+        return Answer(
+            status=status, body=body, headers={"Retry-After": str(ceil(self.seconds))} if self.seconds else {}
+        )
 
 
 _STATUS: Final = {
@@ -93,7 +96,8 @@ _SECONDS: Final = {
     Kind.LATE: (31.0, 45.0, 90.0, 160.0, 300.0),
     Kind.FROZEN: (5.0, 60.0, 125.0, 200.0, 400.0),
     Kind.DUPLICATE: (0.01, 0.3, 2.0),
-    Kind.CLOCK_JUMP: (-60.0, -5.0, 5.0, 40.0),
+    Kind.CLOCK_JUMP: (-300.0, -60.0, -5.0, 5.0, 40.0, 600.0),
+    Kind.THROTTLED: (0.0, 3.0, 20.0, 60.0),
     Kind.STALE: (1.0, 2.0, 4.0),
     Kind.OUTAGE: (1.0, 20.0, 100.0, 200.0),
 }

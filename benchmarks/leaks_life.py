@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from benchmarks.leaks_world import Process, World
-from mlops_sdk.capacity.lease import MARKER, LeaseRequest, Marker, to_iso
+from mlops_sdk.capacity.lease import MARKER, LeaseRequest, Marker, Priority, to_iso
 from mlops_sdk.capacity.providers.ironic_api import IronicApi
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.client import Client
@@ -40,6 +41,8 @@ CLASS: Final = "gpu.h200.8x"
 MACHINES: Final = 4
 BUCKET: Final = "mlops"
 HOLD_S: Final = 35.0
+PREEMPTED: Final = "preempt"  # the life beside which somebody of a higher class wants all machines
+_LOOKS: Final = 60
 _RESTART_S: Final = 3.0
 OTHER_DEPLOYMENT: Final = uuid.UUID("00000000-0000-4000-8000-00000000beef")
 
@@ -54,6 +57,7 @@ def _settings() -> Settings:
             "clock_skew_s": 2.0,
             "deploy_timeout_s": 300.0,
             "clean_timeout_s": 600.0,
+            "notice_s": 20.0,
         }
     )
     return settings.model_copy(update={"lease": lease})
@@ -191,6 +195,51 @@ def kept_and_attached(process: Process, client: Client, nodes: int) -> None:
         process.world.sleep(10.0)
 
 
+class _WorkFailed(Exception):
+    """What ran on the machines failed."""
+
+
+def held_after_a_failure(process: Process, client: Client, nodes: int) -> None:
+    """Its job fails, and the machines stay for a while for a person to look."""
+    with suppress(_WorkFailed), client.start_run(name=process.name) as run:
+        run.lease(replace(request_for(client, nodes), hold_on_failure_s=HOLD_S))
+        process.world.sleep(5.0)
+        raise _WorkFailed
+
+
+def parked_and_taken_up(process: Process, client: Client, nodes: int) -> None:
+    """Its machines are kept warm between two tasks; the next task gets them as they are."""
+    first = client.start_run(name=process.name)
+    first.lease(request_for(client, nodes))
+    process.world.sleep(5.0)
+    first.park(90.0)
+    first.close()
+    process.world.sleep(20.0)
+    with client.attach(first.id) as run:
+        run.lease(request_for(client, nodes))
+        process.world.sleep(5.0)
+
+
+def preempted(process: Process, client: Client, nodes: int) -> None:
+    """A lower class that works until it has notice, saves its work, and gives way."""
+    request = replace(request_for(client, nodes), priority=Priority.BATCH, preemptible=True)
+    with client.start_run(name=process.name) as run:
+        run.lease(request)
+        for _ in range(_LOOKS):
+            run.raise_if_lost()
+            if run.ending() is not None:
+                return
+            process.world.sleep(5.0)
+
+
+def urgent(process: Process, client: Client, nodes: int) -> None:
+    """A higher class that wants all machines there are."""
+    request = replace(request_for(client, nodes), priority=Priority.URGENT, wait_s=400.0)
+    with client.start_run(name=process.name) as run:
+        run.lease(request)
+        process.world.sleep(5.0)
+
+
 LIVES: Final = MappingProxyType(
     {
         "release": lease_and_release,
@@ -199,6 +248,9 @@ LIVES: Final = MappingProxyType(
         "extend": extended,
         "replace": replaced,
         "attach": kept_and_attached,
+        "hold": held_after_a_failure,
+        "park": parked_and_taken_up,
+        PREEMPTED: preempted,
     }
 )
 

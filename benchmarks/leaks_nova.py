@@ -42,7 +42,17 @@ _HOST: Final = "host-2"  # of the neighbours: what they have takes no room
 _SPOILS: Final = (*("",) * 6, "build", "hang", "end", "down", "recycle", "create", "delete")
 _CINDERS: Final = {"create", "delete"}
 _CALLS: Final = MappingProxyType(
-    {"release": 130, "generations": 230, "begin": 100, "attach": 150, "extend": 140, "replace": 200}
+    {
+        "release": 130,
+        "generations": 230,
+        "begin": 100,
+        "attach": 150,
+        "extend": 140,
+        "replace": 200,
+        "hold": 130,
+        "park": 190,
+        "preempt": 160,
+    }
 )
 
 

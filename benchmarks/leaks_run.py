@@ -11,7 +11,20 @@ from typing import Final, Protocol
 
 from benchmarks.leaks_faults import Kind
 from benchmarks.leaks_judge import Judge
-from benchmarks.leaks_life import BUCKET, LIVES, SETTINGS, LightWire, Wire, hold, live, reap, settle_neighbours
+from benchmarks.leaks_life import (
+    BUCKET,
+    LIVES,
+    MACHINES,
+    PREEMPTED,
+    SETTINGS,
+    LightWire,
+    Wire,
+    hold,
+    live,
+    reap,
+    settle_neighbours,
+    urgent,
+)
 from benchmarks.leaks_schedules import Schedule, Shape
 from benchmarks.leaks_world import Process, World
 from mlops_sdk.errors import MlopsError
@@ -23,7 +36,7 @@ _PACE: Final = Pace()
 _CONTENDER_S: Final = 150.0
 _COLLECT_EVERY: Final = 400
 _MESSAGES_S: Final = 15.0
-_STANDING: Final = {Kind.FROZEN, Kind.CLOCK_JUMP, Kind.OUTAGE}
+_STANDING: Final = {Kind.FROZEN, Kind.CLOCK_JUMP, Kind.OUTAGE, Kind.THROTTLED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +176,10 @@ def run_schedule(
     judge = scene.set(world, schedule)
     processes: list[Process] = []
     runs = [live(world, wire, LIVES[schedule.life], schedule.nodes)]
-    if schedule.contender:
-        begins = world.random.random() * _CONTENDER_S
+    begins = world.random.random() * _CONTENDER_S
+    if schedule.life == PREEMPTED:
+        runs.append(live(world, wire, urgent, MACHINES, name="contender", after_s=begins))
+    elif schedule.contender:
         runs.append(live(world, wire, LIVES["release"], 2, name="contender", after_s=begins))
     for number in range(schedule.reapers):
         first = world.random.random() * SETTINGS.lease.reaper_period_s

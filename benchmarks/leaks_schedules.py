@@ -15,7 +15,15 @@ _PAIR_KINDS: Final = (
     Fault(kind=Kind.LOST_REPLY),
     Fault(kind=Kind.TIMEOUT),
 )
-_LIVES: Final = (*("release", "begin") * 3, *("extend", "replace") * 2, "attach", "generations")
+_LIVES: Final = (
+    *("release", "begin") * 3,
+    *("extend", "replace") * 2,
+    "attach",
+    "generations",
+    "hold",
+    "park",
+    "preempt",
+)
 _APART: Final = 80  # from a failure to the next: so the reapers that follow a death have their share
 
 
@@ -37,6 +45,9 @@ class Shape:
             "attach": 130,
             "extend": 120,
             "replace": 160,
+            "hold": 110,
+            "park": 160,
+            "preempt": 130,
         }
     )
     more: int = 40

@@ -81,6 +81,7 @@ class World:
         self.frozen = 0
         self.living: set[str] = set()
         self.outages: dict[str, float] = {}
+        self.throttled: dict[str, float] = {}
         self.past = Past(self.cloud, kept=any(fault.kind is Kind.STALE for fault in plan.values()))
         self.watch: Watch = lambda _process, _call, _age_s, carry: carry()
         self.clocks: dict[ServiceName, ServiceClock] = {}
@@ -144,6 +145,11 @@ class World:
         """Raises `NoAnswer` while the service is down."""
         if self.now < self.outages.get(call.service, 0.0):
             raise NoAnswer("connection refused")
+
+    def refusal(self, call: Call) -> Answer | None:
+        """The answer while a service wants to be left alone."""
+        left_s = self.throttled.get(call.service, 0.0) - self.now
+        return Fault(kind=Kind.THROTTLED, seconds=left_s).answer(call) if left_s > 0 else None
 
     def pause(self) -> float:
         """How long a message is on its way."""
@@ -239,7 +245,7 @@ class Process:
         world.sleep(world.pause())
         try:
             world.refuse_if_out(call)
-            answer = self._deliver(call) if fault is None else self._fail(call, fault)
+            answer = world.refusal(call) or (self._deliver(call) if fault is None else self._fail(call, fault))
         except BaseException as error:
             self._note(number, call, fault, repr(error))
             raise
@@ -270,6 +276,8 @@ class Process:
             self._send_late(call, fault.seconds)
             world.sleep(TIMEOUT_S)
             raise NoAnswer("timed out; it will arrive")
+        if fault.kind is Kind.THROTTLED:
+            world.throttled[call.service] = world.now + fault.seconds
         refusal = fault.answer(call)
         if refusal is not None and not fault.done:
             return refusal

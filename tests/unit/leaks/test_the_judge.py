@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.leaks_life import MACHINES
 from benchmarks.leaks_peer import leaks_by_hand
 from benchmarks.leaks_run import run_schedule, stage
 from benchmarks.leaks_schedules import Schedule, draw
@@ -47,6 +48,15 @@ def test_no_single_failure_of_a_renewal_costs_the_lease(kind):
     renewals = [line.split()[1] for line in trace if " PATCH /v1/allocations" in line and line.endswith("200")]
     assert renewals
     assert [k for k in renewals if result(f"5;release;1;1;0;;{k}={kind}:0").ended] == []
+
+
+def test_a_lower_class_gives_way_and_the_higher_gets_its_machines():
+    with stage():
+        played = run_schedule(Schedule.parse("3;preempt;2;1;0;;"), traced=True)
+    assert played.ok
+    deployed = [line for line in played.trace if "contender" in line and "states/provision -> 202" in line]
+    assert len(deployed) >= 2 * MACHINES  # each of them there, and back
+    assert any(" run " in line and "states/provision" in line for line in played.trace)
 
 
 def test_machines_leased_by_hand_leak():
