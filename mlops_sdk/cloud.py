@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ _TIMEOUT_S = 30.0
 _SEEN_LENGTH = 300
 _FOUND = 302
 _TOO_MANY = 429
+_PATIENCE_S = 30.0
 _VERSION = re.compile(r"/v[0-9]+(\.[0-9]+)?(/[0-9a-f]{32})?$")  # Cinder's may end with the project
 
 
@@ -95,7 +97,7 @@ class Cloud:
                 return self._send(service, method, path, body=body, params=params, headers=headers, accept=accept)
 
         for attempt in stamina.retry_context(
-            on=ServiceUnavailable, attempts=attempts or self._attempts, timeout=None, wait_initial=0.2, wait_max=2.0
+            on=again_after, attempts=attempts or self._attempts, timeout=None, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
                 return once()
@@ -155,7 +157,12 @@ class Cloud:
         parsed = _json(response)
         if response.ok or response.status_code in accept:
             return Reply(status=response.status_code, body=parsed)
-        raise error_for(response.status_code, f"{service} {method} {path}", words_of(parsed) or str(response.text))
+        raise error_for(
+            response.status_code,
+            f"{service} {method} {path}",
+            words_of(parsed) or str(response.text),
+            retry_after=response.headers.get("Retry-After", ""),
+        )
 
     def _root(self, service: str) -> str:
         """The endpoint without its version suffix: paths name the version themselves, nothing has to be discovered."""
@@ -183,11 +190,18 @@ class Cloud:
             return self._session
 
     def _set_clock(self, service: str, date: str) -> None:
-        try:
-            moment = parsedate_to_datetime(date)
-        except (TypeError, ValueError):
-            return
-        self._clocks[service] = (moment.astimezone(UTC), monotonic())
+        moment = _moment_of(date)
+        if moment is not None:
+            self._clocks[service] = (moment, monotonic())
+
+
+@lru_cache(maxsize=64)
+def _moment_of(date: str) -> datetime | None:
+    """What a `Date` header says; many replies come in one second."""
+    try:
+        return parsedate_to_datetime(date).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
 
 
 def open_session(settings: KeystoneSettings) -> Session:
@@ -241,8 +255,25 @@ def _translated(action: str, auth_url: str) -> Generator[None]:
         ) from error
 
 
-def error_for(status: int, action: str, words: str) -> RemoteError:
-    """The exception that a status stands for, with the service's own words."""
+def again_after(error: Exception) -> bool | float:
+    """Whether a call that failed is sent again, or after how many seconds. stamina's back-off hook.
+
+    A service that wants to be left alone for longer than a call may take is left alone: whoever asked decides.
+    """
+    if not isinstance(error, ServiceUnavailable) or error.retry_after_s > _PATIENCE_S:
+        return False
+    return error.retry_after_s or True
+
+
+def error_for(status: int, action: str, words: str, *, retry_after: str = "") -> RemoteError:
+    """The exception that a status stands for, with the service's own words.
+
+    Args:
+        status: HTTP status.
+        action: What was asked.
+        words: The service's own.
+        retry_after: The header of that name, in seconds; a date in it counts as not said.
+    """
     seen = f"{status} {words[:_SEEN_LENGTH]}"
     if status in {401, 403}:
         return AccessDenied(
@@ -250,12 +281,15 @@ def error_for(status: int, action: str, words: str) -> RemoteError:
             seen=seen,
             next_step="the credential is expired or revoked, or lacks the role or access rule for this call",
         )
-    if status == _TOO_MANY:
-        return ServiceUnavailable(
-            f"{action} was put off", seen=seen, next_step="the cloud limits how often it is asked"
+    if status == _TOO_MANY or status >= 500:  # noqa: PLR2004 - HTTP: server errors
+        limited = "the cloud limits how often it is asked"
+        error = ServiceUnavailable(
+            f"{action} {'was put off' if status == _TOO_MANY else 'failed'}",
+            seen=seen,
+            next_step=limited if status == _TOO_MANY else "see the service's log",
         )
-    if status >= 500:  # noqa: PLR2004 - HTTP: server errors
-        return ServiceUnavailable(f"{action} failed", seen=seen, next_step="see the service's log")
+        error.retry_after_s = float(retry_after) if retry_after.isdecimal() else 0.0
+        return error
     return RemoteError(f"{action} failed", seen=seen, next_step="see the service's log")
 
 

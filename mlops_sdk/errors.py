@@ -92,9 +92,14 @@ class RemoteError(MlopsError):
 
 
 class ServiceUnavailable(RemoteError):
-    """No answer, a time-out, or a 5xx: trying again can help."""
+    """No answer, a time-out, a 429 or a 5xx: trying again can help.
+
+    Attributes:
+        retry_after_s: The service said that it is to be left alone for so long; 0 when it did not say.
+    """
 
     retriable = True
+    retry_after_s: float = 0.0
 
 
 class AccessDenied(RemoteError):

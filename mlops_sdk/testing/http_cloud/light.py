@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from mlops_sdk.cloud import Cloud, Reply, error_for, words_of
+from mlops_sdk.cloud import Cloud, Reply, again_after, error_for, words_of
 from mlops_sdk.config import KeystoneSettings
 from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 from mlops_sdk.testing.http_cloud.messages import Answer, Call, NoAnswer, Send, ServiceName
@@ -76,11 +76,14 @@ class LightCloud(Cloud):
                 parsed = answer.body if isinstance(answer.body, dict) else {}
                 if answer.status < _ERROR or answer.status in accept:
                     return Reply(status=answer.status, body=parsed)
-                raise error_for(answer.status, action, words_of(parsed))
-            except ServiceUnavailable:
-                if attempt == tries:
+                raise error_for(
+                    answer.status, action, words_of(parsed), retry_after=answer.headers.get("Retry-After", "")
+                )
+            except ServiceUnavailable as error:
+                wait = again_after(error)
+                if attempt == tries or wait is False:
                     raise
-                self._pause(min(0.2 * 2 ** (attempt - 1) + _JITTER_S, 2.0))
+                self._pause(min(0.2 * 2 ** (attempt - 1) + _JITTER_S, 2.0) if wait is True else wait)
         raise AssertionError("unreachable")  # pragma: no cover
 
     def user_id(self) -> str:

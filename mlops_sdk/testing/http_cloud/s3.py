@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mlops_sdk.testing.http_cloud.messages import Answer, Call
 
@@ -96,6 +97,7 @@ def failure(status: int, code: str, words: str = "") -> Answer:
     return Answer(status=status, body=S3Failure(code=code, words=words))
 
 
+@lru_cache(maxsize=1024)  # listing asks for those of all objects again and again
 def etag(body: bytes) -> str:
     """The ETag of an object, without quotes."""
     return hashlib.md5(body, usedforsecurity=False).hexdigest()

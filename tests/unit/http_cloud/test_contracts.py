@@ -1,6 +1,7 @@
 """The HTTP fake keeps the contracts that the real services keep, through the real clients and the light ones."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import openstack
@@ -8,7 +9,7 @@ import pytest
 
 from mlops_sdk.capacity.providers.ironic_api import IronicApi
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.errors import AccessDenied
+from mlops_sdk.errors import AccessDenied, ServiceUnavailable
 from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.testing.clock import FakeClock
@@ -20,6 +21,7 @@ from mlops_sdk.testing.http_cloud.messages import Answer, Call
 from mlops_sdk.testing.http_cloud.openstack_wire import session_through
 from mlops_sdk.testing.http_cloud.s3_wire import s3_through
 from mlops_sdk.testing.http_cloud.site import HttpCloud, cloud_settings
+from mlops_sdk.testing.http_cloud.virtual_time import virtual_time
 from mlops_sdk.testing.settings import fake_settings
 
 SETTINGS = cloud_settings(fake_settings())
@@ -118,3 +120,29 @@ def test_a_call_that_is_put_off_is_sent_again(status):
 
     assert list(IronicApi(LightCloud(SETTINGS.keystone, send, clock.sleep)).list_allocations()) == []
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("client", ["real", "light"])
+@pytest.mark.parametrize(("seconds", "times"), [(7, [0.0, 7.0]), (600, [0.0])])
+def test_a_service_that_says_for_how_long_is_left_alone_for_so_long(client, seconds, times):
+    """And one that wants longer than a call may take is not asked again: whoever asked decides."""
+    clock = FakeClock()
+    cloud = HttpCloud(clock.monotonic)
+    asked: list[float] = []
+
+    def send(call: Call) -> Answer:
+        if call.service != "baremetal":
+            return cloud.deliver(call)
+        asked.append(clock.monotonic())
+        put_off = Answer(status=429, body=fault(429, "later").body, headers={"Retry-After": str(seconds)})
+        return put_off if len(asked) == 1 else cloud.deliver(call)
+
+    with virtual_time(lambda: clock):
+        login = (
+            LightCloud(SETTINGS.keystone, send, clock.sleep)
+            if client == "light"
+            else Cloud(SETTINGS.keystone, connect=session_through(send))
+        )
+        with suppress(ServiceUnavailable):
+            list(IronicApi(login).list_allocations())
+    assert [moment - asked[0] for moment in asked] == pytest.approx(times, abs=0.5)
