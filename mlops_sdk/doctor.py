@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.static import NAME as STATIC
 from mlops_sdk.client import Client
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.config import KeystoneSettings, MlflowSettings, PerRun, Settings
+from mlops_sdk.config import KeystoneSettings, MlflowSettings, PerRun, Settings, StaticHost
 from mlops_sdk.errors import AccessDenied, MlopsError, RemoteError
 from mlops_sdk.identity.credential import CredentialRequest
 from mlops_sdk.identity.environment import check_environment
@@ -29,6 +30,7 @@ from mlops_sdk.remote.pool import pool_host
 from mlops_sdk.remote.ssh import run_once
 
 _TIMEOUT_S = 10.0
+_AT_ONCE = 8
 _NO_MACHINE = {  # of providers whose machines are there before anybody leases them
     ironic.NAME: "ask the operator to make this project the owner or lessee of its machines",
     STATIC: "name hosts in static_hosts",
@@ -184,12 +186,17 @@ def log_in_to_pool(settings: Settings) -> None:
     Raises:
         RemoteError: naming every host that does not let us in.
     """
-    failed: list[str] = []
-    for host in settings.static_hosts:
+
+    def trouble_with(host: StaticHost) -> str:
         try:
-            run_once(pool_host(settings, host), ["true"], login_s=_TIMEOUT_S, timeout_s=_TIMEOUT_S)
+            login_s = min(_TIMEOUT_S, settings.lease.ssh_timeout_s)
+            run_once(pool_host(settings, host), ["true"], login_s=login_s, timeout_s=_TIMEOUT_S)
         except MlopsError as error:
-            failed.append(f"{host.name}: {error.seen or error.what}")
+            return f"{host.name}: {error.seen or error.what}"
+        return ""
+
+    with ThreadPoolExecutor(_AT_ONCE) as logins:
+        failed = [trouble for trouble in logins.map(trouble_with, settings.static_hosts) if trouble]
     if failed:
         raise RemoteError(
             f"{len(failed)} of {len(settings.static_hosts)} hosts of the fixed pool do not let us in",
