@@ -68,6 +68,7 @@ class Servers:
     bound_s: float = bound_s(
         deploy_s=_PACE.place_s + _PACE.build_s,
         cleaning_s=_PACE.end_s + _DELETE_S + 3 * SETTINGS.lease.poll_s,  # servers, what was made for them, and a look
+        messages_s=45.0,  # three things of each name, each with its claim
     )
     shape: Shape = field(default_factory=lambda: Shape(calls=_CALLS, more=70, spoils=_SPOILS))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from benchmarks.leaks_judge import Judge
@@ -52,7 +52,7 @@ class ServerJudge(Judge):
         self._site = site
         self._skew_s = settings.lease.clock_skew_s
         self._ours = str(settings.deployment_id)
-        self._looked: dict[str, float] = {}  # when a process read the records last
+        self._looked: dict[str, tuple[float, datetime]] = {}  # when a process read the records last; Nova's time then
         self._revived: dict[str, float] = {}  # when a lease that was overdue was renewed
         self._were = {ident: _as_it_is(thing) for ident, thing in self._things()}
 
@@ -82,7 +82,7 @@ class ServerJudge(Judge):
             return super()._watch(process, call, age_s, carry)
         if call.method == "GET":
             if call.service == "network":
-                self._looked[process.name] = self._world.now
+                self._looked[process.name] = (self._world.now, self._site.nova.now())
             return carry()
         self._site.settle()
         victim = self._taken_by(call)
@@ -109,23 +109,24 @@ class ServerJudge(Judge):
             return f"{_words(thing)}, which is somebody else's"
         if process.run_key:
             return "" if name.run_key == process.run_key else f"{_words(thing)}, another run's"
-        if self._is_due(thing.name, marker):
+        looked_at, moment = self._looked.get(process.name, (self._world.now, self._site.nova.now()))
+        if self._is_due(thing.name, marker, at=max(moment, self._site.nova.now())):  # a clock may have gone back since
             return ""
-        if self._looked.get(process.name, self._world.now) < self._revived.get(thing.name, 0.0):
+        if looked_at < self._revived.get(thing.name, 0.0):
             self.window += 1
             return ""
         return f"{_words(thing)}, which is renewed"
 
     def _note_renewal(self, port: FakePort) -> None:
         marker = _marker(port)
-        if marker is not None and self._is_due(port.name, marker):
+        if marker is not None and self._is_due(port.name, marker, at=self._site.nova.now()):
             self._revived[port.name] = self._world.now
 
-    def _is_due(self, name: str, marker: Marker) -> bool:
+    def _is_due(self, name: str, marker: Marker, *, at: datetime) -> bool:
         """Whether nothing of this name says that its lease is still good; the ports' word counts before its own."""
         said = [found for port in self._site.neutron.ports.values() if port.name == name and (found := _marker(port))]
         same = [found for found in said if (found.run_id, found.generation) == (marker.run_id, marker.generation)]
-        now = self._site.nova.now() - timedelta(seconds=self._skew_s - 1)
+        now = at - timedelta(seconds=self._skew_s - 1)
         return all(min(found.deadline, found.renewed_until) < now for found in same or [marker])
 
 

@@ -81,10 +81,10 @@ class Result:
         return self.took_s is not None and self.took_s > self.bound_s
 
 
-def bound_s(*, deploy_s: float, cleaning_s: float) -> float:
+def bound_s(*, deploy_s: float, cleaning_s: float, messages_s: float = _MESSAGES_S) -> float:
     """Renewal + one period + cleaning, as promised; and what a deployment under way takes to come to its end."""
     lease = SETTINGS.lease
-    return lease.renew_for_s + lease.clock_skew_s + 1 + lease.reaper_period_s + deploy_s + cleaning_s + _MESSAGES_S
+    return lease.renew_for_s + lease.clock_skew_s + 1 + lease.reaper_period_s + deploy_s + cleaning_s + messages_s
 
 
 class Judging(Protocol):
