@@ -73,6 +73,40 @@ def test_a_lease_is_renewed_under_the_deadline_that_it_carries():
     assert found.request.deadline == DEADLINE
 
 
+def test_a_lease_is_renewed_to_its_last_moment_and_not_before_half_of_its_time_is_gone():
+    one = grant(1)
+    assert what_is_due(Snapshot(version=1, asked_at=0.0, sights={one.names[0]: sight(1.0, deadline=NOW)}), one)
+    assert what_is_due(seen((one, 50.0)), one) == []
+    assert what_is_due(seen((one, 49.0)), one) == [one.names[0]]
+
+
+def test_what_shows_only_one_of_its_times_is_judged_by_its_other_pieces():
+    one = grant(1, nodes=2)
+    half = Sight(phase=Phase.COMING, words="deploying", deadline=DEADLINE)
+    shown = Snapshot(version=1, asked_at=0.0, sights={one.names[0]: half, one.names[1]: sight(20.0)})
+    assert what_is_due(shown, one) == [one.names[0]]
+    assert what_is_due(Snapshot(version=1, asked_at=0.0, sights={one.names[0]: half}), one) == []
+
+
+def test_leases_that_lapse_at_the_same_moment_are_all_renewed():
+    one, two = grant(1), grant(2)
+    assert sorted(what_is_due(seen((two, 1.0), (one, 1.0)), one, two)) == sorted([one.names[0], two.names[0]])
+
+
+def test_with_half_of_its_time_left_nothing_is_done_and_each_renewal_counts():
+    done = threading.Semaphore(0)
+    renewals = Renewals(lambda _: done.release(), now=lambda: NOW, renew_for_s=RENEW_FOR_S)
+    one = grant(1)
+    with renewals.keeping(one):
+        renewals.look(seen((one, RENEW_FOR_S * 0.6)))
+        assert not done.acquire(timeout=0.05)
+        for number in (1, 2):
+            while renewals.renewed < number:
+                renewals.look(seen((one, 1.0)))
+                done.acquire(timeout=0.01)
+    assert renewals.renewed >= 2
+
+
 def test_only_while_it_is_kept_and_again_after_a_failure():
     beats: list[str] = []
     failures = [ServiceUnavailable("Ironic is away")]
