@@ -39,7 +39,12 @@ FLAVOR: Final = FakeFlavor(id="f1", name=CLASS, specs={"pci_passthrough:alias": 
 IMAGE: Final = "0a1b2c3d-0000-4000-8000-000000000001"
 _THEIRS: Final = "project-theirs"
 _HOST: Final = "host-2"  # of the neighbours: what they have takes no room
-_SPOILS: Final = (*("",) * 6, "build", "hang", "end", "down", "recycle", "create", "delete")
+_SPOILS: Final = (
+    *("",) * 8,
+    *("build", "hang", "end", "down", "recycle"),  # on a host
+    *("create", "delete"),  # of a volume
+    *("room", "quota", "ports"),  # what there is no more of
+)
 _CINDERS: Final = {"create", "delete"}
 _CALLS: Final = MappingProxyType(
     {
@@ -81,9 +86,7 @@ class Servers:
         world.past = ServersPast(world.past, world.cloud, site)
         world.equip = self._equipper(site)
         owner = _settle(world, site)
-        what, _, times = schedule.spoiled.partition(":")
-        if what:
-            (site.cinder if what in _CINDERS else site.nova).fails[what] = int(times)
+        _spoil(site, schedule.spoiled)
         if schedule.tenants:
             _let_tenants_in(world, site)
         return ServerJudge(world, site, SETTINGS, owner, BUCKET)
@@ -172,6 +175,19 @@ class _Planter:
     def _made(self, call: Call, project: str) -> dict[str, Any]:
         service = self.site.neutron if call.service == "network" else self.site.cinder
         return service.handle(call, project).body
+
+
+def _spoil(site: ServerSite, spoiled: str) -> None:
+    """See `FakeNova.fails`; ``room``, ``quota``, ``ports``: so many more servers, or ports, and no more can be had."""
+    what, _, times = spoiled.partition(":")
+    if what == "room":
+        site.nova.room = int(times)
+    elif what == "quota":
+        site.nova.quota = sum(server.project == PROJECT for server in site.nova.servers.values()) + int(times)
+    elif what == "ports":
+        site.neutron.quota = sum(port.project == PROJECT for port in site.neutron.ports.values()) + int(times)
+    elif what:
+        (site.cinder if what in _CINDERS else site.nova).fails[what] = int(times)
 
 
 def _line(marker: Marker | None) -> str:
