@@ -25,7 +25,7 @@ from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen
 from mlops_sdk.capacity.quote import Quote
 from mlops_sdk.clock import Clock
 from mlops_sdk.config import LeaseSettings, Settings
-from mlops_sdk.names import resource_name
+from mlops_sdk.names import resource_name, run_key
 from mlops_sdk.steps import Steps, pauses
 
 Entitled = Callable[[str, Marker | None], bool]
@@ -241,6 +241,21 @@ class Fencing(Protocol):
             NotFenced: its BMC does not do it, or does not answer; nothing may take its place.
         """
         ...
+
+
+def release_held(
+    provider: Provider,
+    party: Party,
+    grant: Grant,
+    held: Iterable[Held],
+    *,
+    reason: EndReason,
+    on_evidence: Callable[[NodeEvidence], None],
+) -> Steps[tuple[NodeEvidence, ...]]:
+    """`Provider.release` by its `returning`, for all that is held."""
+    key = run_key(grant.run_id)
+    releases = [provider.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in held]
+    return release_all(releases, settings=party.settings.lease, clock=party.clock, on_evidence=on_evidence)
 
 
 def release_all(

@@ -14,7 +14,7 @@ from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
 from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
-from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
+from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all, release_held
 from mlops_sdk.capacity.providers.ironic_acquire import Acquisition
 from mlops_sdk.capacity.providers.ironic_api import BaremetalApi, NotYet
 from mlops_sdk.capacity.providers.ironic_fence import cut_off, power_of
@@ -27,7 +27,6 @@ from mlops_sdk.capacity.providers.ironic_states import OURS, is_stray, is_unfini
 from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, is_in_use, supply_of, words_of
 from mlops_sdk.capacity.watching import Phase, Sight, watched
 from mlops_sdk.errors import MlopsError
-from mlops_sdk.names import run_key
 from mlops_sdk.steps import Steps, drive
 
 NAME = "ironic"
@@ -137,7 +136,6 @@ class IronicLeases(Provider):
         on_evidence: Callable[[NodeEvidence], None],
     ) -> Steps[tuple[NodeEvidence, ...]]:
         """See `Provider.release`."""
-        key = run_key(grant.run_id)
         pieces = {item.name: item for item in held}
         todo = dict(pieces)
 
@@ -145,9 +143,8 @@ class IronicLeases(Provider):
             todo.pop(evidence.resource, None)
             on_evidence(evidence)
 
-        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in pieces.values()]
         return watched(
-            release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=note),
+            release_held(self, self._party, grant, pieces.values(), reason=reason, on_evidence=note),
             provider=NAME,
             keys=lambda: (key for item in todo.values() for key in (item.name, item.node_id) if key),
             at_most_s=_OWN_LOOKS * self._settings.poll_s,

@@ -17,7 +17,7 @@ from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
 from mlops_sdk.capacity.loss import Statement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
-from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
+from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_held
 from mlops_sdk.capacity.providers.nova_acquire import ServerAcquisition
 from mlops_sdk.capacity.providers.nova_api import ComputeApi
 from mlops_sdk.capacity.providers.nova_check import examine
@@ -33,7 +33,6 @@ from mlops_sdk.capacity.quote import Quote, Supply, priced
 from mlops_sdk.capacity.watching import Sight
 from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import FlavorRefused, SettingsError
-from mlops_sdk.names import run_key
 from mlops_sdk.steps import Steps
 
 _DOWN = {"ERROR", "UNKNOWN", "DELETED", "SOFT_DELETED"}
@@ -167,9 +166,7 @@ class NovaLeases(Provider):
         on_evidence: Callable[[NodeEvidence], None],
     ) -> Steps[tuple[NodeEvidence, ...]]:
         """See `Provider.release`."""
-        key = run_key(grant.run_id)
-        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in held]
-        return release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=on_evidence)
+        return release_held(self, self._party, grant, held, reason=reason, on_evidence=on_evidence)
 
     def list_owned(self) -> Iterator[Owned]:
         """See `Provider.list_owned`: servers, and below them ports and volumes.

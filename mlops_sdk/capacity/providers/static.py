@@ -14,7 +14,7 @@ from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held, Owned, PoolMachine, Seen, Standing
-from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_all
+from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Returning, release_held
 from mlops_sdk.capacity.providers.static_acquire import HostAcquisition, suitable
 from mlops_sdk.capacity.providers.static_claim import ClaimState, HostClaim, judge
 from mlops_sdk.capacity.providers.static_pool import HostPool, Stored
@@ -25,7 +25,7 @@ from mlops_sdk.capacity.quote import Quote, Supply, priced
 from mlops_sdk.capacity.watching import Sight
 from mlops_sdk.config import StaticHost
 from mlops_sdk.errors import MlopsError, SettingsError
-from mlops_sdk.names import parse_resource_name, run_key
+from mlops_sdk.names import parse_resource_name
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.steps import Steps
 
@@ -156,9 +156,7 @@ class StaticHosts(Provider):
         on_evidence: Callable[[NodeEvidence], None],
     ) -> Steps[tuple[NodeEvidence, ...]]:
         """See `Provider.release`."""
-        key = run_key(grant.run_id)
-        releases = [self.returning(item, reason=reason, entitled=grant.owns, run_key=key) for item in held]
-        return release_all(releases, settings=self._settings, clock=self._party.clock, on_evidence=on_evidence)
+        return release_held(self, self._party, grant, held, reason=reason, on_evidence=on_evidence)
 
     def list_owned(self) -> Iterator[Owned]:
         """See `Provider.list_owned`."""
