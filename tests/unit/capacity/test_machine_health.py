@@ -86,7 +86,7 @@ def test_what_was_seen_is_kept_with_its_time(health, server, clock):
     assert json.loads(server.objects[KEY])["failures"] == [{"resource": "ml-a-g1-0", "seen": "no boot", "at": at}]
 
 
-def test_a_machine_leaves_the_pool_when_it_failed_for_the_last_time_and_no_earlier(health):
+def test_a_machine_leaves_the_pool_when_it_failed_for_the_last_time_and_no_earlier(health, server):
     operator = Operator()
     for run in "ab":
         note(health, operator, {f"ml-{run}-g1-0": ("m1", "no boot")})
@@ -95,6 +95,8 @@ def test_a_machine_leaves_the_pool_when_it_failed_for_the_last_time_and_no_earli
     assert set(operator.out) == {"m1"}
     assert "3 times" in operator.out["m1"]
     assert "no link" in operator.out["m1"]
+    kept = json.loads(server.objects[KEY])["failures"]
+    assert [item["seen"] for item in kept] == ["no boot", "no boot", "no link"]
 
 
 def test_a_machine_that_came_up_begins_anew_and_the_others_do_not(health):

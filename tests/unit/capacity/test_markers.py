@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -106,6 +107,19 @@ def test_times_are_kept_in_utc_and_one_without_a_zone_is_utc():
     assert from_iso("2026-05-01T12:00:00") == NOW
     with pytest.raises(ValueError, match=r"\S"):
         from_iso("soon")
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata", "UTC"])
+def test_times_do_not_depend_on_where_a_process_runs(monkeypatch, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert to_iso(NOW) == "2026-05-01T12:00:00+00:00"
+        assert from_iso("2026-05-01T12:00:00") == NOW
+        assert Marker.parse({MARKER: marker().to_json()}) == marker()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

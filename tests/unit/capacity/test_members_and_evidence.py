@@ -95,7 +95,7 @@ def test_a_repair_that_is_begun_again_drops_only_the_earlier_try_for_the_same_pi
         replace(tried, dropped=True),
         Replacement(lost=2, by=5, unfenced="it burned"),
     ]
-    assert begun([over], 0, 6)[0] == over
+    assert begun([over], 0, 6) == [over, Replacement(lost=0, by=6)]
     assert begun([replace(other, dropped=True)], 2, 5)[0].dropped
 
 
