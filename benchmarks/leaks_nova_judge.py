@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from benchmarks.leaks_judge import Judge
 from benchmarks.leaks_life import Neighbours
+from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers.nova_marker import from_line, from_metadata
 from mlops_sdk.names import parse_resource_name
@@ -70,7 +72,16 @@ class ServerJudge(Judge):
             now = _as_it_is(there[ident]) if ident in there else "gone"
             if now != was:
                 lost.append(f"{was} is {now}")
-        return lost
+        return [*lost, *self._said_clean()]
+
+    def _said_clean(self) -> Iterator[str]:
+        """Servers that were written down as cleaned though their guest runs: Nova forgets one whose host is down."""
+        for key, body in self._world.cloud.s3.objects.items():
+            if "/journal/" not in key:
+                continue
+            told: dict[str, Any] = json.loads(body).get("data") or {}
+            if told.get("outcome") == Outcome.CLEANED.value and told.get("node_id") in self._site.nova.guests:
+                yield f"{told['resource']} is said to be clean, and its guest runs"
 
     def _things(self) -> Iterator[tuple[str, Thing]]:
         site = self._site

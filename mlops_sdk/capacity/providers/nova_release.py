@@ -71,6 +71,7 @@ class ServerReturn(Returning):
         self._run_key = run_key
         self._started_at: datetime | None = None
         self._servers: dict[str, Server] = {}  # every one that was seen, as it was seen last
+        self._there: set[str] = set()  # ids of those that the last look showed
         self._made: set[str] = set()  # ids of the ports and volumes that were made for them
         self._seen: dict[str, _Seen] = {}
         self._claims: dict[str, Claim] = {}
@@ -128,7 +129,7 @@ class ServerReturn(Returning):
         )
 
     def _state(self, last: Server | None) -> str:
-        if last is not None and last.status != "GONE":
+        if last is not None and last.id in self._there:
             return last.status
         return "gone" if last or self._held.node_id else ""
 
@@ -150,6 +151,7 @@ class ServerReturn(Returning):
             if not self._entitled(server.name, in_force(server.name, server.marker, record)):
                 self.abandoned = True
         if not self.abandoned:
+            self._there = {server.id for server in found}
             for server in found:
                 self._servers[server.id] = server
                 self._made |= server.children
@@ -332,13 +334,8 @@ class ServerReturn(Returning):
             self._cleaned_at = to_iso(from_iso(at)) if at else self._cleaned_at
             volumes = seen.volumes if seen is not None else ()
             self._gone.extend(f"volume {volume} gone with it" for volume in volumes if volume not in self._seen)
-        self._servers = {key: _as_gone(server) for key, server in self._servers.items()}
         return min(found, key=_WORST.index)
 
 
 def _kind(child: Child) -> str:
     return "port" if isinstance(child, Port) else "volume"
-
-
-def _as_gone(server: Server) -> Server:
-    return Server(id=server.id, name=server.name, status="GONE", created_at=server.created_at)

@@ -10,7 +10,9 @@ from benchmarks.leaks_nova_peer import servers_leak_by_hand
 from benchmarks.leaks_run import Result, run_schedule, stage
 from benchmarks.leaks_schedules import Schedule, draw
 from mlops_sdk.capacity import reaper as reaper_module
+from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import EndReason
+from mlops_sdk.capacity.providers import nova_release
 from mlops_sdk.capacity.reaper import Reaper
 
 NOVA = SCENES["nova"]
@@ -39,6 +41,11 @@ def test_a_reaper_that_takes_everything_is_seen(monkeypatch):
     )
     wrong = result("1;release;1;1;0;;").wrong
     assert any("server" in words and "which is renewed" in words for words in wrong)
+
+
+def test_who_says_that_a_guest_is_gone_that_runs_is_seen(monkeypatch):
+    monkeypatch.setattr(nova_release, "judge", lambda *_args, **_: (Outcome.CLEANED, "", "trust me"))
+    assert any("said to be clean" in words for words in result("1;release;1;1;0;down:1;").wrong)
 
 
 def test_servers_made_by_hand_leak():
