@@ -41,8 +41,8 @@ class Judge:
 
     Attributes:
         wrong: What was taken from somebody who may have it, in words.
-        beyond: The same, by a request that was under way for longer than tear-down and cleaning take: nothing in
-            Ironic's API ties a tear-down to whose machine it is, so this window remains.
+        beyond: The same, by a request that arrived longer after its sender's last look than cleaning takes;
+            nothing in Ironic's API ties a tear-down to whose machine it is: this window remains.
         window: How often a lease or a credential was taken that was overdue when its taker looked last, and was renewed
             before it acted.
     """
@@ -58,6 +58,7 @@ class Judge:
         self._neighbours = neighbours
         self._bucket = bucket
         self._fresh_s = settings.lease.renew_for_s / 4  # one that was written since the look is good for longer
+        self._looked_at: dict[str, float] = {}
         self._seen_overdue: set[tuple[str, str]] = set()
         self._clock_of: dict[str, float] = {}  # everybody learns the time from Ironic's replies
         world.watch = self._watch
@@ -117,8 +118,10 @@ class Judge:
             return carry()
         self._clock_of[process.name] = self._world.cloud.ironic.offset_s
         if call.method == "GET":
+            self._looked_at[process.name] = self._world.now
             self._look(process, call)
             return carry()
+        age_s = max(age_s, self._world.now - self._looked_at.get(process.name, 0.0))
         victim = self._victim(call)
         before = self._may_take(process, victim) if victim is not None else ""
         answer = carry()

@@ -155,38 +155,48 @@ class Release(Returning):
     def _act(self, step: ReleaseStep, allocation: Allocation | None) -> NodeEvidence | None:
         if not self._may_act(allocation):
             return None  # somebody else gives it back; we only watch
-        if allocation is not None:
-            self._look()  # the claim took time: is it still the same allocation, and still ours to give back?
-            if self.abandoned:
-                return self.evidence(Outcome.PENDING)
         if step is ReleaseStep.ABORT and self._aborts >= _ABORTS:
             return self._hand_over() if self._by == "run" else self._put_out()
         if step is ReleaseStep.TEAR_DOWN and allocation is None and not self._may_repeat():
             return self._stopped()
         try:
-            self._do(step)
+            self._do(step, allocation)
         except NotYet as signal:
             self._words = str(signal)
-        return None
+        return self.evidence(Outcome.PENDING) if self.abandoned else None
 
-    def _do(self, step: ReleaseStep) -> None:
+    def _do(self, step: ReleaseStep, allocation: Allocation | None) -> None:
         if step is ReleaseStep.DROP:
             # a machine never gets back to `available` under its allocation: nothing of ours ran on it
             self._deployed = self._deployed and self._provision_state != "available"
             state = self._provision_state
-            with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state):
+            with self._boundary("allocation.delete", self.name, node_id=self._node_id, provision_state=state) as detail:
+                if not self._is_as_seen(allocation):
+                    detail.update(changed=True)
+                    return
                 if self._machine is not None and deployed_for(self._machine) == self.name:
                     self._ours.set_instance(self._node_id, {})  # a deployment that arrives later is refused
                 self._api.delete_allocation(self.name)
         elif step is ReleaseStep.ABORT:
-            self._aborts += 1
-            self._state_since = None  # it has its time again to come to its end
-            self._api.abort(self._node_id)
+            if self._is_as_seen(allocation):
+                self._aborts += 1
+                self._state_since = None  # it has its time again to come to its end
+                self._api.abort(self._node_id)
         else:
             self._deployed = True
-            with self._boundary("machine.tear_down", self.name, node_id=self._node_id):
+            with self._boundary("machine.tear_down", self.name, node_id=self._node_id) as detail:
+                if not self._is_as_seen(allocation):
+                    detail.update(changed=True)
+                    return
                 self._api.tear_down(self._node_id)
             self._tear_downs += 1
+
+    def _is_as_seen(self, allocation: Allocation | None) -> bool:
+        """Asked last: claim and journal took time, and what was given back meanwhile may be the next tenant's."""
+        if allocation is not None:
+            return self._look() is not None and not self.abandoned
+        machine = self._api.get_machine(self._node_id)
+        return machine is not None and not machine.allocation_id
 
     def _clean_again(self, step: ReleaseStep, machine: Machine, *, overdue: bool) -> NodeEvidence | None:
         if self._by == "run":
