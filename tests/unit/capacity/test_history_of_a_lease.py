@@ -182,8 +182,19 @@ def test_what_is_kept_ends_when_that_was_said_and_an_extension_moves_it():
 def test_what_was_kept_warm_lasts_again_when_the_next_task_takes_it():
     told = Told().asked().leased(A).add(OUTCOME, "lease.park", until=to_iso(NOW + timedelta(minutes=20)))
     assert told.first().end == NOW + timedelta(minutes=20)
+    told.add(EVENT, "lease.queue")
+    assert told.first().end == NOW + timedelta(minutes=20)
     told.add(OUTCOME, "lease")
     assert (told.first().end, told.first().state) == (DEADLINE, LeaseState.ACTIVE)
+    told.add(OUTCOME, "lease.extend", deadline=to_iso(DEADLINE + timedelta(hours=1)))
+    assert told.first().end == DEADLINE + timedelta(hours=1)
+
+
+def test_who_takes_a_lease_over_that_is_preempted_does_not_lengthen_it():
+    told = Told().asked().leased(A)
+    told.add(EVENT, "lease.notice", reason="preempted", ends_at=to_iso(NOW + timedelta(minutes=9)))
+    told.add(OUTCOME, "lease")
+    assert told.first().end == NOW + timedelta(minutes=9)
 
 
 def test_it_is_over_for_good_when_all_is_back_and_every_credential_is_revoked():
