@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -232,8 +233,13 @@ def answer(way: Forward) -> bytes:
 
 
 def fetched(url: str) -> bytes:
+    """What a server says; nothing while it is not up, which ends the connection wherever it is by then."""
     try:
         with urllib.request.urlopen(url, timeout=20) as reply:  # noqa: S310 - our own port
             return reply.read()
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ConnectionResetError | BrokenPipeError):
+            raise
     except ConnectionResetError:
-        return b""
+        pass
+    return b""
