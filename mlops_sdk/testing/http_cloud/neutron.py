@@ -7,7 +7,7 @@ that was made before its server is left, unbound, when that goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -74,9 +74,15 @@ class FakeNeutron:
             made = self._make({"network_id": network}, project)
             made.device, made.by_nova = server, True
 
-    def let_go(self, server: str) -> None:
-        """A server is gone: its ports, made before it, stay."""
-        for port in [port for port in self.ports.values() if port.device == server]:
+    def let_go(self, server: str, asked_for: Collection[str] = ()) -> None:
+        """A server is gone, or was not built: the ports that were made before it stay.
+
+        Args:
+            server: Its id.
+            asked_for: Where it was not built: ids of the ports that it was to have. Nova lets go of these whoever uses
+                them, so of one that another server has.
+        """
+        for port in [port for port in self.ports.values() if port.device == server or port.id in asked_for]:
             port.device = ""
             if port.by_nova:
                 del self.ports[port.id]

@@ -2,9 +2,10 @@
 
 What was seen of Nova 34 and is obeyed here: names are not unique; a list by name takes an expression; a server that no
 host has yet is gone as soon as it is deleted, and leaves no record; one that is being built goes when its host is
-through with that; a port is bound by the host, not by the call, so two servers may be asked for with one port, and the
-second fails; what no host has room for is accepted and ends in `ERROR`; a host that is down ends nothing, and Nova
-forgets its servers all the same; what a recycle bin holds is in no list; the time is in the `Date` of each reply.
+through with that; a port is bound by the host, not by the call, so two servers may be asked for with one port, the
+second fails, and then Nova lets go of the port that the first one uses; what no host has room for is accepted and ends
+in `ERROR`; a host that is down ends nothing, and Nova forgets its servers all the same; what a recycle bin holds is in
+no list; the time is in the `Date` of each reply.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class FakeNova:
     def _fail(self, server: FakeServer, words: str) -> None:
         """A build that is aborted: no host has it any more, its ports and volumes are free."""
         server.status, server.task, server.fault, server.host = "ERROR", "", words, ""
-        self._neutron.let_go(server.id)
+        self._neutron.let_go(server.id, server.ports)
         self._cinder.let_go(server.id)
         self._tell()
 
