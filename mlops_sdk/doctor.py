@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from mlops_sdk.capacity.owned import Held
+from mlops_sdk.capacity.owned import Held, PoolMachine
 from mlops_sdk.capacity.providers import ironic
 from mlops_sdk.capacity.providers.nova import NAME as NOVA
 from mlops_sdk.capacity.providers.nova import NovaLeases
@@ -59,7 +59,7 @@ def examine(load: Callable[[], Settings] = Settings.load) -> list[Check]:
         "S3 conditional PUT": lambda: _s3(client),
         "S3 logins of runs": lambda: _s3_of_runs(client),
         "Keystone login and minting": lambda: _keystone(client),
-        **{f"machines of {name}": partial(_machines, client, name) for name in client.services.providers},
+        **{f"machines of {name}": partial(machines_seen, client, name) for name in client.services.providers},
         "MLflow login": lambda: _mlflow(settings.mlflow),
     }
     first = Check(name="settings", ok=True, detail=f"deployment {settings.deployment_id}")
@@ -165,7 +165,7 @@ def _servers(client: Client, leases: NovaLeases) -> str:
     return words
 
 
-def _machines(client: Client, provider: str) -> str:
+def machines_seen(client: Client, provider: str) -> str:
     """That it shows us machines, and that those of the fixed pool let us in."""
     leases = client.services.provider(provider)
     if isinstance(leases, NovaLeases):
@@ -177,7 +177,19 @@ def _machines(client: Client, provider: str) -> str:
         log_in_to_pool(client.settings)
     free = sum(machine.free for machine in found)
     out = sum(not machine.in_service for machine in found)
-    return f"{len(found)} visible to this project, {free} free, {out} out of service"
+    words = f"{len(found)} visible to this project, {free} free, {out} out of service"
+    return _with_images(client.settings, found, words) if provider == ironic.NAME else words
+
+
+def _with_images(settings: Settings, found: Sequence[PoolMachine], words: str) -> str:
+    """Which classes of bare metal nothing is configured to be written to."""
+    bare = sorted({m.resource_class for m in found if not settings.instance_info_for(m.resource_class)})
+    if not bare:
+        return words
+    return (
+        f"warning: {words}; ironic_images names no image for {', '.join(bare)}: leases on these fail, unless "
+        "their deploy interface needs none"
+    )
 
 
 def log_in_to_pool(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.providers.ironic_instance import deployed_for
 from mlops_sdk.config import IronicImage
+from mlops_sdk.doctor import machines_seen
 from mlops_sdk.errors import NodeFailed
 from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud, FakeMachine
@@ -146,3 +147,10 @@ def test_one_whose_lease_could_still_be_renewed_is_left_until_it_is_overdue(stra
     marker = {**told["mlops"], "renewed_until": late, "deadline": late}
     machine.shown = replace(machine.shown, instance={**told, "mlops": marker})
     assert cloud.reaper().reap_once().due == ()
+
+
+def test_doctor_names_the_classes_without_an_image():
+    own = IronicImage(source="https://images.example/cuda.qcow2", checksum="a" * 64)
+    assert "4 visible to this project, 4 free" in machines_seen(cloud_with(own=own).client(), "ironic")
+    assert machines_seen(cloud_with().client(), "ironic").startswith("warning: 4 visible")
+    assert f"no image for {CLASS}:" in machines_seen(cloud_with().client(), "ironic")
