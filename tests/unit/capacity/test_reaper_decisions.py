@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,9 @@ from mlops_sdk.capacity.lease import EndReason, LeaseRequest
 from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.orders import Keeping, Kept, Orders
 from mlops_sdk.capacity.providers.ironic_view import Allocation
-from mlops_sdk.capacity.reaper import Reaper, ReapReport
+from mlops_sdk.capacity.reaper import Reaper, ReapReport, main
 from mlops_sdk.capacity.use import used_by_owner
+from mlops_sdk.config import Settings
 from mlops_sdk.errors import ServiceUnavailable
 from mlops_sdk.history import read_history
 from mlops_sdk.identity.audit import Audit, read_audit
@@ -380,3 +382,24 @@ def test_each_machine_that_it_took_back_is_in_the_audit_log_with_its_result(clou
     results = {entry.resource: entry.result.value for entry in told if entry.action == "machine.release"}
     assert sorted(results) == [f"ml-{run.key}-g1-0", f"ml-{run.key}-g1-1"]
     assert sorted(results.values()) == ["done", "failed"]
+
+
+def test_it_logs_in_as_the_reaper():
+    assert "reaper" in Reaper.connect(fake_settings())._broker.audit._who
+
+
+def test_as_a_process_it_runs_with_the_settings_of_its_place_until_it_is_stopped(monkeypatch, cloud):
+    seen: list[tuple[object, bool]] = []
+
+    def load() -> object:
+        return cloud.settings
+
+    def connect(settings: object) -> Reaper:
+        reaper = cloud.reaper()
+        monkeypatch.setattr(reaper, "run", lambda stop: seen.append((settings, stop.is_set())))
+        return reaper
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Settings, "load", load)
+    assert main([], connect=connect) == 0
+    assert seen == [(cloud.settings, False)]
