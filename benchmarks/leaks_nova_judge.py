@@ -54,7 +54,8 @@ class ServerJudge(Judge):
         self._site = site
         self._skew_s = settings.lease.clock_skew_s
         self._ours = str(settings.deployment_id)
-        self._looked: dict[str, tuple[float, datetime]] = {}  # when a process read the records last; Nova's time then
+        self._looked: dict[str, float] = {}  # when a process read the records last
+        self._told: dict[str, datetime] = {}  # what time Nova told it last
         self._revived: dict[str, float] = {}  # when a lease that was overdue was renewed
         self._were = {ident: _as_it_is(thing) for ident, thing in self._things()}
 
@@ -93,7 +94,9 @@ class ServerJudge(Judge):
             return super()._watch(process, call, age_s, carry)
         if call.method == "GET":
             if call.service == "network":
-                self._looked[process.name] = (self._world.now, self._site.nova.now())
+                self._looked[process.name] = self._world.now
+            if call.service == "compute":
+                self._told[process.name] = self._site.nova.now()
             return carry()
         self._site.settle()
         victim = self._taken_by(call)
@@ -120,10 +123,10 @@ class ServerJudge(Judge):
             return f"{_words(thing)}, which is somebody else's"
         if process.run_key:
             return "" if name.run_key == process.run_key else f"{_words(thing)}, another run's"
-        looked_at, moment = self._looked.get(process.name, (self._world.now, self._site.nova.now()))
-        if self._is_due(thing.name, marker, at=max(moment, self._site.nova.now())):  # a clock may have gone back since
+        now = self._site.nova.now()
+        if self._is_due(thing.name, marker, at=max(now, self._told.get(process.name, now))):  # clocks also go back
             return ""
-        if looked_at < self._revived.get(thing.name, 0.0):
+        if self._looked.get(process.name, self._world.now) < self._revived.get(thing.name, 0.0):
             self.window += 1
             return ""
         return f"{_words(thing)}, which is renewed"
