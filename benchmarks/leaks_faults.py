@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-from mlops_sdk.testing.http_cloud.ironic import fault as ironic_fault
+from mlops_sdk.testing.http_cloud.ironic_wire import fault as ironic_fault
 from mlops_sdk.testing.http_cloud.messages import Answer, Call
 from mlops_sdk.testing.http_cloud.s3 import failure as s3_failure
 

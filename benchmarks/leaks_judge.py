@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.leaks_life import Neighbours
     from benchmarks.leaks_world import Process, World
     from mlops_sdk.config import Settings
-    from mlops_sdk.testing.http_cloud.ironic import FakeAllocation
+    from mlops_sdk.testing.http_cloud.ironic_wire import FakeAllocation
     from mlops_sdk.testing.http_cloud.messages import Answer, Call
 
 _OK: Final = 300

@@ -25,7 +25,8 @@ from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.names import resource_name, run_id_for, run_key
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.services import Services
-from mlops_sdk.testing.http_cloud.ironic import START, FakeNode
+from mlops_sdk.testing.http_cloud.ironic import START
+from mlops_sdk.testing.http_cloud.ironic_wire import FakeNode
 from mlops_sdk.testing.http_cloud.keystone import PROJECT
 from mlops_sdk.testing.http_cloud.light import LightCloud, LightS3
 from mlops_sdk.testing.http_cloud.messages import Call

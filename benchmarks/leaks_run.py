@@ -28,7 +28,8 @@ from benchmarks.leaks_life import (
 from benchmarks.leaks_schedules import Schedule, Shape
 from benchmarks.leaks_world import Process, World
 from mlops_sdk.errors import MlopsError
-from mlops_sdk.testing.http_cloud.ironic import FakeNode, Pace
+from mlops_sdk.testing.http_cloud.ironic import Pace
+from mlops_sdk.testing.http_cloud.ironic_wire import FakeNode
 from mlops_sdk.testing.http_cloud.virtual_time import virtual_time
 
 LONG_S: Final = 3000.0

@@ -9,19 +9,33 @@ in whole seconds.
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, Final
 
+from mlops_sdk.testing.http_cloud.ironic_wire import (
+    NEVER,
+    FakeAllocation,
+    FakeNode,
+    allocation_shown,
+    copied,
+    fault,
+    locked,
+    maintain,
+    node_shown,
+    page,
+    patch_allocation,
+    patch_node,
+    takes,
+    versions,
+)
 from mlops_sdk.testing.http_cloud.messages import Answer, Call
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _TEARS_DOWN_FROM: Final = {"active", "deploy failed", "error", "wait call-back", "deploy hold", "rescue", "clean hold"}
 _KEEPS_ALLOCATION_IN: Final = {"active", "deploying", "wait call-back", "deploy failed", "deleting", "error"}
-_NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,54 +46,6 @@ class Pace:
     deploy_s: float = 20.0
     tear_down_s: float = 5.0
     clean_s: float = 40.0
-
-
-@dataclass(slots=True, kw_only=True)
-class FakeNode:
-    """A machine, and how it behaves.
-
-    Attributes:
-        fails: How many more times ``deploy``, ``tear_down`` and ``clean`` fail; ``hang``: so many never call back.
-        history: What happened to it, newest first.
-        user: Name of the allocation, or ``""``, under which it was deployed last; "nobody" without one.
-        next: What becomes of it, and when.
-    """
-
-    id: str
-    name: str
-    project: str
-    resource_class: str
-    traits: tuple[str, ...] = ()
-    provision_state: str = "available"
-    power_state: str = "power off"
-    maintenance: bool = False
-    fault: str = ""
-    last_error: str = ""
-    allocation: str = ""
-    extra: dict[str, Any] = field(default_factory=dict[str, Any])
-    instance_info: dict[str, Any] = field(default_factory=dict[str, Any])
-    maintenance_reason: str = ""
-    fails: Counter[str] = field(default_factory=Counter[str])
-    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    locked: bool = False
-    user: str = ""
-    next: tuple[float, str] = (_NEVER, "")
-
-
-@dataclass(slots=True, kw_only=True)
-class FakeAllocation:
-    """An allocation as Ironic keeps it. `wanted` is decided at `due`."""
-
-    id: str
-    name: str
-    resource_class: str
-    traits: tuple[str, ...]
-    extra: dict[str, Any]
-    created_at: str
-    due: float
-    state: str = "allocating"
-    node: str = ""
-    last_error: str = ""
 
 
 class FakeIronic:
@@ -101,7 +67,7 @@ class FakeIronic:
         self.on_free: Callable[[FakeNode], None] | None = None
         self.pace = pace or Pace()
         self._monotonic = monotonic
-        self._due = _NEVER
+        self._due = NEVER
         self._numbers = 0
         self._date = (-1, "")
 
@@ -153,7 +119,7 @@ class FakeIronic:
 
     def _plan(self) -> None:
         waiting = [found.due for found in self.allocations.values() if found.state == "allocating"]
-        self._due = min([node.next[0] for node in self.nodes.values()] + waiting, default=_NEVER)
+        self._due = min([node.next[0] for node in self.nodes.values()] + waiting, default=NEVER)
 
     def _step(self, at: float) -> None:
         for found in list(self.allocations.values()):
@@ -161,7 +127,7 @@ class FakeIronic:
                 self._allocate(found)
         for node in self.nodes.values():
             if node.next[0] <= at:
-                state, node.next = node.next[1], (_NEVER, "")
+                state, node.next = node.next[1], (NEVER, "")
                 self._arrive(node, state, at)
 
     def _change(self, node: FakeNode, *, to: str, at: float, then: str) -> None:
@@ -185,7 +151,7 @@ class FakeIronic:
         if state == "torn down":
             self._drop_allocation_of(node)
             node.power_state, node.instance_info = "power off", {}
-            if _takes(node, "tear_down"):
+            if takes(node, "tear_down"):
                 node.provision_state, node.last_error = "error", "Failed to tear down: the BMC does not answer"
                 return
             self._clean(node, at)
@@ -207,7 +173,7 @@ class FakeIronic:
     def _clean(self, node: FakeNode, at: float) -> None:
         steps = [{"step": "erase_devices", "interface": "deploy", "priority": 10}]
         self._record(node, at, "automated_cleaning_start", f"Starting automated cleaning with steps={steps}")
-        then = "clean failed" if _takes(node, "clean") else "available"
+        then = "clean failed" if takes(node, "clean") else "available"
         self._change(node, to="cleaning", at=at + self.pace.clean_s, then=then)
 
     def _record(self, node: FakeNode, at: float, kind: str, words: str, *, severity: str = "INFO") -> None:
@@ -224,7 +190,7 @@ class FakeIronic:
 
     def _handle(self, call: Call, project: str) -> Answer:
         if call.path in {"/", "/v1", "/v1/"}:
-            return Answer(status=200, body=_versions())
+            return Answer(status=200, body=versions())
         parts = call.path.removeprefix("/v1/").split("/")
         collection, ident = parts[0], parts[1] if len(parts) > 1 else ""
         if collection == "allocations":
@@ -237,16 +203,16 @@ class FakeIronic:
         if call.method == "POST":
             return self._create(call.body)
         if not ident:
-            shown = [_allocation(found) for found in self.allocations.values()]
-            return Answer(status=200, body=_page("allocations", shown, call))
+            shown = [allocation_shown(found) for found in self.allocations.values()]
+            return Answer(status=200, body=page("allocations", shown, call))
         found = self.allocations.get(ident) or next((a for a in self.allocations.values() if a.id == ident), None)
         if found is None:
             return fault(404, f"Allocation {ident} could not be found.")
         if call.method == "PATCH":
-            return _patch(found, call.body)
+            return patch_allocation(found, call.body)
         if call.method == "DELETE":
             return self._delete(found)
-        return Answer(status=200, body=_allocation(found))
+        return Answer(status=200, body=allocation_shown(found))
 
     def _create(self, body: Mapping[str, Any]) -> Answer:
         name = str(body["name"])
@@ -264,13 +230,13 @@ class FakeIronic:
         )
         self.allocations[name] = made
         self._due = min(self._due, made.due)
-        return Answer(status=201, body=_allocation(made))
+        return Answer(status=201, body=allocation_shown(made))
 
     def _delete(self, found: FakeAllocation) -> Answer:
         node = self.nodes.get(found.node)
         if node is not None:
             if node.locked:
-                return fault(409, _locked(node))
+                return fault(409, locked(node))
             if node.provision_state in _KEEPS_ALLOCATION_IN and not node.maintenance:
                 return fault(
                     409, f"Cannot remove instance UUID {found.id} from node {node.id}: it is {node.provision_state}"
@@ -283,21 +249,21 @@ class FakeIronic:
         if ident in {"", "detail"}:
             free_only = call.query.get("associated") == "False"
             mine = [node for node in self.nodes.values() if node.project == project]
-            found = [_node(node) for node in mine if not (free_only and node.allocation)]
-            return Answer(status=200, body=_page("nodes", found, call))
+            found = [node_shown(node) for node in mine if not (free_only and node.allocation)]
+            return Answer(status=200, body=page("nodes", found, call))
         node = self.nodes.get(ident)
         if node is None or node.project != project:
             return fault(404, f"Node {ident} could not be found.")
         if call.method == "GET":
-            shown = {"history": [dict(raw) for raw in node.history]} if rest == ["history"] else _node(node)
+            shown = {"history": [dict(raw) for raw in node.history]} if rest == ["history"] else node_shown(node)
             return Answer(status=200, body=shown)
-        return fault(409, _locked(node)) if node.locked else self._change_node(node, call, rest)
+        return fault(409, locked(node)) if node.locked else self._change_node(node, call, rest)
 
     def _change_node(self, node: FakeNode, call: Call, rest: list[str]) -> Answer:
         if call.method == "PATCH":
-            return _patch_node(node, call.body)
+            return patch_node(node, call.body)
         if rest == ["maintenance"]:
-            return _maintain(node, call)
+            return maintain(node, call)
         if rest == ["states", "power"]:
             node.power_state = str(call.body["target"])
             return Answer(status=202)
@@ -328,10 +294,10 @@ class FakeIronic:
     def _deploy(self, node: FakeNode, now: float) -> None:
         """Asks for no allocation, as the real one does not."""
         node.user = next((found.name for found in self.allocations.values() if found.id == node.allocation), "nobody")
-        if _takes(node, "hang"):
+        if takes(node, "hang"):
             node.provision_state = "wait call-back"
             return
-        then = "deploy failed" if _takes(node, "deploy") else "active"
+        then = "deploy failed" if takes(node, "deploy") else "active"
         self._change(node, to="deploying", at=now + self.pace.deploy_s, then=then)
 
     def _http_date(self) -> str:
@@ -339,118 +305,3 @@ class FakeIronic:
         if self._date[0] != second:
             self._date = (second, format_datetime(START + timedelta(seconds=second), usegmt=True))
         return self._date[1]
-
-
-def copied(value: Any) -> Any:
-    """A copy of what JSON can say, all the way down."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value
-
-
-def fault(status: int, words: str) -> Answer:
-    """An error as Ironic says it."""
-    return Answer(
-        status=status, body={"error_message": {"faultcode": "Client", "faultstring": words, "debuginfo": None}}
-    )
-
-
-def _takes(node: FakeNode, what: str) -> bool:
-    """Whether it fails this time."""
-    if node.fails[what] <= 0:
-        return False
-    node.fails[what] -= 1
-    return True
-
-
-def _patch_node(node: FakeNode, patch: list[dict[str, Any]]) -> Answer:
-    """Of what a machine is to be deployed with, all at once."""
-    (operation,) = patch
-    if operation["path"] != "/instance_info":
-        return fault(400, f"Couldn't apply patch '{patch}'")
-    node.instance_info = copied(operation["value"])
-    return Answer(status=200, body=_node(node))
-
-
-def _maintain(node: FakeNode, call: Call) -> Answer:
-    node.maintenance = call.method == "PUT"
-    node.maintenance_reason = str((call.body or {}).get("reason") or "")
-    if not node.maintenance:
-        node.fault = ""
-    return Answer(status=202)
-
-
-def _locked(node: FakeNode) -> str:
-    return f"Node {node.id} is locked by host conductor-1, please retry after the current operation is completed."
-
-
-def _patch(found: FakeAllocation, patch: list[dict[str, Any]]) -> Answer:
-    """RFC 6902, "replace" below ``/extra``: all of it or nothing."""
-    changed = copied(found.extra)
-    for operation in patch:
-        *path, last = operation["path"].removeprefix("/extra/").split("/")
-        target: Any = changed
-        for part in path:
-            target = target.get(part) if isinstance(target, dict) else None
-        if operation["op"] != "replace" or not isinstance(target, dict) or last not in target:
-            return fault(400, f"Couldn't apply patch '{patch}'. Reason: can't replace a non-existent object")
-        target[last] = operation["value"]
-    found.extra = changed
-    return Answer(status=200, body=_allocation(found))
-
-
-def _page(collection: str, shown: list[dict[str, Any]], call: Call) -> dict[str, Any]:
-    limit = int(call.query.get("limit", "1000"))
-    marker = call.query.get("marker", "")
-    start = next((i + 1 for i, raw in enumerate(shown) if raw["uuid"] == marker), 0)
-    body: dict[str, Any] = {collection: shown[start : start + limit]}
-    if start + limit < len(shown):
-        body["next"] = f"http://ironic.invalid{call.path}?limit={limit}&marker={shown[start + limit - 1]['uuid']}"
-    return body
-
-
-def _allocation(found: FakeAllocation) -> dict[str, Any]:
-    return {
-        "uuid": found.id,
-        "name": found.name,
-        "state": found.state,
-        "node_uuid": found.node or None,
-        "last_error": found.last_error or None,
-        "created_at": found.created_at,
-        "resource_class": found.resource_class,
-        "traits": list(found.traits),
-        "extra": copied(found.extra),
-    }
-
-
-def _node(node: FakeNode) -> dict[str, Any]:
-    return {
-        "uuid": node.id,
-        "name": node.name,
-        "provision_state": node.provision_state,
-        "power_state": node.power_state,
-        "maintenance": node.maintenance,
-        "maintenance_reason": node.maintenance_reason or None,
-        "fault": node.fault or None,
-        "last_error": node.last_error or None,
-        "allocation_uuid": node.allocation or None,
-        "instance_uuid": node.allocation or None,
-        "owner": node.project,
-        "resource_class": node.resource_class,
-        "traits": list(node.traits),
-        "properties": {"gpus": 8},
-        "extra": copied(node.extra),
-        "instance_info": copied(node.instance_info),
-        "reservation": "conductor-1" if node.locked else None,
-    }
-
-
-def _versions() -> dict[str, Any]:
-    version = {
-        "id": "v1",
-        "status": "CURRENT",
-        "version": "1.109",
-        "min_version": "1.1",
-        "links": [{"rel": "self", "href": "http://ironic.invalid/v1/"}],
-    }
-    return {"id": "v1", "name": "OpenStack Ironic API", "default_version": version, "versions": [version]} | version

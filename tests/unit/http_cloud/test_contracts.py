@@ -14,7 +14,7 @@ from mlops_sdk.identity.keystone import KeystoneCredentials
 from mlops_sdk.objects import ObjectStore
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.contracts import check_baremetal, check_credentials
-from mlops_sdk.testing.http_cloud.ironic import fault
+from mlops_sdk.testing.http_cloud.ironic_wire import fault
 from mlops_sdk.testing.http_cloud.keystone import PROJECT
 from mlops_sdk.testing.http_cloud.light import LightCloud, LightS3
 from mlops_sdk.testing.http_cloud.messages import Answer, Call
