@@ -102,6 +102,8 @@ class ServerJudge(Judge):
         victim = self._taken_by(call)
         if isinstance(victim, FakePort) and call.method == "PUT":
             self._note_renewal(victim)
+        elif call.service == "network" and call.method == "POST":
+            self._revived[call.body["port"]["name"]] = self._world.now  # a record for all that carries this name
         what = self._may_not_take(process, victim) if victim is not None else ""
         answer = carry()
         if what and answer.status < _OK:
