@@ -107,6 +107,7 @@ def connections_of(settings: Settings) -> dict[str, str]:
                 "cost": settings.cost.model_dump(),
                 "budget": settings.budget.model_dump(),
                 "lease": settings.lease.model_dump(),
+                "ironic_images": {kind: image.model_dump() for kind, image in settings.ironic_images.items()},
             },
         },
         "mlops_s3": {

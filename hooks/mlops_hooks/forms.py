@@ -94,6 +94,12 @@ OPENSTACK = Form(
             kind="object",
         ),
         "ironic": Extra(label="Has Ironic", description="false where the cloud has none; true unless given"),
+        "ironic_images": Extra(
+            label="Images for Ironic",
+            description='By resource class, "*" for every other: {"*": {"source": "http://images/node.qcow2", '
+            '"checksum": "SHA-256"}}',
+            kind="object",
+        ),
         "static_hosts": Extra(
             label="Pool of hosts",
             description='By name: {"lab-1": {"address": "192.0.2.11", "user": "mlops", '

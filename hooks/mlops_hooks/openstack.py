@@ -50,6 +50,7 @@ class OpenStackHook(ConnectionHook[OpenStackConfig]):
             "cost",
             "budget",
             "ironic",
+            "ironic_images",
             "lease",
         )
         deployment |= fields.given("nova")

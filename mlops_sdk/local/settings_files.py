@@ -74,6 +74,11 @@ def to_toml(value: Mapping[str, Any], *, inside: str = "") -> str:
     return "\n".join((*plain, *text)) + "\n"
 
 
+def ironic_images(site: Site) -> dict[str, dict[str, str]]:
+    """What Ironic is told to deploy: the Python environment that the machines run."""
+    return {"*": {"source": f"file://{site.tools.node_image}"}}
+
+
 def _settings(site: Site, keystone: Mapping[str, str], *, nova: bool) -> dict[str, Any]:
     keys = s3_keys(site, "mlops")
     return {
@@ -95,7 +100,7 @@ def _settings(site: Site, keystone: Mapping[str, str], *, nova: bool) -> dict[st
             "password": site.secrets.mlflow_mlops,
         },
         "lease": LEASE,
-        "ironic_images": {"*": {"source": f"file://{site.tools.node_image}"}},
+        "ironic_images": ironic_images(site),
         "node_seconds_price": dict(PRICES),
         "cost": dict(COST),
         **({"nova": {"networks": [NETWORK], "image": IMAGE_NAME, "flavors": EXPECTED}} if nova else {}),

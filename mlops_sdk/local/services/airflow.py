@@ -27,7 +27,7 @@ from mlops_sdk.local.probes import answers_http
 from mlops_sdk.local.service import Command, NotReady, Service
 from mlops_sdk.local.services.ceph import s3_keys
 from mlops_sdk.local.services.keystone import OUR_PROJECT
-from mlops_sdk.local.settings_files import COST, LEASE, PRICES, S3_OF_RUNS
+from mlops_sdk.local.settings_files import COST, LEASE, PRICES, S3_OF_RUNS, ironic_images
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
 DATABASE_VARIABLE: Final = "MLOPS_AIRFLOW_DATABASE_URL"
@@ -243,6 +243,7 @@ def _connections(site: Site) -> dict[str, dict[str, Any]]:
             "owner": "local",
             "node_seconds_price": PRICES,
             "cost": COST,
+            "ironic_images": ironic_images(site),
             "lease": {**LEASE, "renew_for_s": _RENEW_FOR_S},
         },
     }

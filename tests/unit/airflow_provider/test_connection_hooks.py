@@ -33,6 +33,7 @@ CONNECTIONS = {
             "cost": {"serving_second": 0.5},
             "budget": {"owners": {"ada": 900}},
             "lease": {"renew_for_s": 20, "poll_s": 0.5},
+            "ironic_images": {"*": {"source": "file:///opt/node"}},
         },
     },
     "mlops_s3": {
@@ -95,6 +96,7 @@ def test_three_connections_are_a_deployment(connections):
     assert settings.broker_key.get_secret_value() == KEY
     assert (settings.lease.renew_for_s, settings.lease.poll_s) == (20, 0.5)
     assert settings.node_seconds_price == {"gpu.h200.8x": 0.01}
+    assert settings.instance_info_for("gpu.h200.8x") == {"image_source": "file:///opt/node"}
     assert (settings.cost.serving_second, settings.budget.owners) == (0.5, {"ada": 900})
     assert (settings.s3.bucket, settings.s3.node_endpoint) == ("models", "http://10.0.0.1:7480")
     assert settings.mlflow.username == "mlops"
