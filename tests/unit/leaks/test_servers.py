@@ -5,10 +5,10 @@ import re
 import pytest
 
 from benchmarks.leaks import SCENES, run_chunk
-from benchmarks.leaks_life import LIVES
 from benchmarks.leaks_nova_peer import servers_leak_by_hand
 from benchmarks.leaks_run import Result, run_schedule, stage
 from benchmarks.leaks_schedules import Schedule, draw
+from benchmarks.leaks_wire import HttpWire
 from mlops_sdk.capacity import reaper as reaper_module
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import EndReason
@@ -23,10 +23,27 @@ def result(line: str, *, traced: bool = False) -> Result:
         return run_schedule(Schedule.parse(line), scene=NOVA, traced=traced)
 
 
-@pytest.mark.parametrize(("provider", "first", "number"), [("nova", 0, 100), ("nova-root", 100, 30)])
+@pytest.mark.parametrize(("provider", "first", "number"), [("nova", 0, 90), ("nova-root", 100, 30)])
 def test_nothing_leaks_and_nobody_is_touched(provider, first, number):
     shape = SCENES[provider].shape
     assert run_chunk([str(draw(seed, shape)) for seed in range(first, first + number)], provider).failures == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3;release;1;1;0;;70=crash_after:0",
+        pytest.param("4;replace;2;1;0;;60=lost_reply:0,150=crash_before:0", marks=pytest.mark.slow),
+        pytest.param("5;extend;1;2;1;end:2;50=duplicate:2,80=expired:0,120=stale:2", marks=pytest.mark.slow),
+    ],
+)
+def test_keystoneauth_requests_and_botocore_send_the_same_calls(line):
+    def traced(wire: HttpWire | None = None) -> list[str]:
+        with stage():
+            found = run_schedule(Schedule.parse(line), scene=NOVA, wire=wire, traced=True).trace
+        return [re.sub(r"audit/\S+", "audit/", each) for each in found]
+
+    assert traced(HttpWire()) == traced()
 
 
 def test_without_any_reaper_a_crash_leaves_everything():
@@ -56,7 +73,7 @@ def test_servers_made_by_hand_leak():
 @pytest.mark.parametrize("spoiled", sorted(filter(None, set(NOVA.shape.spoils))))
 def test_whatever_fails_on_a_host_leaves_nothing(spoiled):
     """A recycle bin, which no list shows, kept all that was deleted; a volume that failed to go kept its claim."""
-    lines = [f"{number};{life};1;1;0;{spoiled}:2;" for number, life in enumerate(LIVES)]
+    lines = [f"{number};{life};1;1;0;{spoiled}:2;" for number, life in enumerate(("release", "begin", "replace"))]
     assert run_chunk(lines, "nova").failures == []
 
 
