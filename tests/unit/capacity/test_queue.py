@@ -239,3 +239,28 @@ def test_only_the_named_machines_count_for_who_names_some():
     assert may_ask(plan([named, other], slots, now=NOW)) == ["b1"]  # it waits for a machine that nobody else wants
     (unknown,) = plan([ticket("a1", machines=frozenset({"gpu-77"}))], slots, now=NOW)
     assert unknown.why == "0 of 1 are free, and only 0 such machines are in service"
+
+
+def test_who_had_others_told_knows_when_the_last_of_them_ends():
+    told = {"told_for": "a1", "ending": True, "preemptible": True, "priority": Priority.BATCH}
+    slots = [
+        busy("gpu-01", "x", ends_in_h=0.5, **told),
+        busy("gpu-02", "y", ends_in_h=1, **told),
+        busy("gpu-03", "z", ends_in_h=3, **{**told, "told_for": "b1"}),
+        busy("gpu-04", "w", ends_in_h=4),
+        *free(1, first=5),
+    ]
+    first, second, third = plan(
+        [ticket("a1", 4, priority=Priority.URGENT), ticket("b1", 5, asked=1), ticket("c1", 5, asked=2)], slots, now=NOW
+    )
+    assert first.coming_at == NOW + timedelta(hours=1)
+    assert second.coming_at == NOW + timedelta(hours=3)
+    assert third.coming_at is None
+
+
+def test_who_has_none_of_its_machines_and_wants_only_spares_is_told_how_many():
+    """As a lease asks that has its machines: under a name that holds nothing."""
+    (turn,) = plan([ticket("nobody", 0, spares=3)], free(2), now=NOW)
+    assert (turn.may_ask, turn.spares) == (True, 2)
+    (none,) = plan([ticket("nobody", 0, spares=3)], [busy("gpu-01", "x", ends_in_h=1)], now=NOW)
+    assert (none.may_ask, none.spares) == (True, 0)
