@@ -30,7 +30,7 @@ from mlops_sdk.capacity.textfile import write_textfile
 from mlops_sdk.capacity.use import note_return
 from mlops_sdk.config import Settings
 from mlops_sdk.errors import DamagedObject, MlopsError, RemoteError
-from mlops_sdk.history import Piece, read_history
+from mlops_sdk.history import History, Piece, read_history
 from mlops_sdk.identity.audit_entry import AuditResult
 from mlops_sdk.identity.credential import StoredCredential, first_name
 from mlops_sdk.identity.credential_marker import Alive, why_dead
@@ -323,6 +323,7 @@ class Reaper:
     def _sweep_fences(self, dry_run: bool, _errors: list[str]) -> list[Due]:
         """Claims that outlived their claimant: finish what it began, or remove the claim when nothing is left."""
         due: list[Due] = []
+        told: dict[str, History] = {}  # a run may have many claims; its journal is read once
         for claim in list(self._fence.claims()):
             if claim.live(self._services.now()) or claim.resource_id in self._in_flight:
                 continue
@@ -341,27 +342,31 @@ class Reaper:
                 continue  # its lease decides
             due.append(Due(kind="fence", resource=claim.resource_id, reason=EndReason.NOT_RENEWED))
             if not dry_run:
-                self._finish_claim(provider, claim, held, standing)
+                self._finish_claim(provider, claim, held, standing, told)
         return due
 
-    def _finish_claim(self, provider: Provider, claim: Claim, held: Held, standing: Standing) -> None:
+    def _finish_claim(
+        self, provider: Provider, claim: Claim, held: Held, standing: Standing, told: dict[str, History]
+    ) -> None:
         """A provider may drop a lease though its machine did not get back; that one then waits for another try.
 
         And one that did get back, while nobody looked, has its end written down: what it cost counts until then.
         """
-        piece = self._piece(held.name)
+        piece = self._piece(held.name, told)
         if standing is Standing.UNFINISHED or (piece is not None and not piece.ended):
             known = replace(held, since=piece.since, deployed=piece.deployed) if piece is not None else held
             self._begin(provider, known, EndReason.NOT_RENEWED, claim.resource_id)
             return
         self._fence.drop(claim)
 
-    def _piece(self, resource: str) -> Piece | None:
-        """What its run's journal tells of it."""
+    def _piece(self, resource: str, told: dict[str, History]) -> Piece | None:
+        """What its run's journal tells of it; `told` keeps what was read."""
         name = parse_resource_name(resource)
         if name is None:
             return None
-        generation = read_history(self._journal(name).entries()).generations.get(name.generation)
+        if name.run_key not in told:
+            told[name.run_key] = read_history(self._journal(name).entries())
+        generation = told[name.run_key].generations.get(name.generation)
         return generation.pieces.get(resource) if generation is not None else None
 
     def _journal(self, name: ResourceName) -> Journal:
