@@ -298,6 +298,70 @@ def test_a_dead_claim_on_a_lease_that_is_held_leaves_it_to_its_lease(cloud):
     assert cloud.held != {}
 
 
+def given_back(cloud: FakeCloud, *, fails: set[str]) -> Run:
+    """A run that gave its machine back, which was not clean by then."""
+    run = leased(cloud)
+    next(m for m in cloud.machines.values() if m.shown.allocation_id).fails |= fails
+    again = cloud.client().attach(run.id)
+    again.release()
+    again.close()
+    return run
+
+
+def test_what_a_run_handed_over_is_finished_with_all_that_is_known_of_it(cloud):
+    run = given_back(cloud, fails={"clean"})
+    cloud.machines[next(iter(cloud.machines))].fails.clear()
+    since = read_history(entries(cloud, run)).generations[1].pieces[f"ml-{run.key}-g1-0"].since
+    reaper = cloud.reaper()
+    report = reaper.reap_once()
+    assert [(due.kind, due.reason) for due in report.due] == [("fence", EndReason.NOT_RENEWED)]
+    (evidence,) = report.evidence
+    assert (evidence.outcome.value, evidence.recleans, evidence.resource) == ("cleaned", 1, f"ml-{run.key}-g1-0")
+    assert (evidence.reason, evidence.started_at) == (EndReason.NOT_RENEWED, since.isoformat() if since else "")
+    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
+    assert read_history(entries(cloud, run)).generations[1].pieces[evidence.resource].evidence == evidence
+
+
+def test_what_a_run_handed_over_is_begun_once(cloud):
+    given_back(cloud, fails={"clean"})
+    reaper = cloud.reaper()
+    reaper._scan(dry_run=False)
+    ((ident, begun),) = reaper._in_flight.items()
+    assert f"fence/{ident}" in cloud.s3.objects
+    reaper._scan(dry_run=False)
+    assert list(reaper._in_flight.values()) == [begun]
+
+
+def test_a_machine_that_came_back_while_nobody_looked_has_its_end_written_down(cloud):
+    run = died(cloud)
+    reaper = cloud.reaper()
+    reaper._scan(dry_run=False)
+    reaper._step([])  # the tear-down is asked for, and this reaper dies
+    for _ in range(30):
+        cloud.clock.sleep(1)
+        assert cloud.held == {}
+    cloud.clock.sleep(270)
+    report = cloud.reaper().reap_once()
+    (evidence,) = report.evidence
+    assert (evidence.outcome.value, evidence.resource) == ("cleaned", f"ml-{run.key}-g1-0")
+    history = read_history(entries(cloud, run))
+    assert history.generations[1].pieces[evidence.resource].ended
+    assert [interval.seconds < 200 for interval in history.intervals] == [True]  # until it was clean
+    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
+
+
+def test_a_claim_on_what_ended_and_was_written_down_is_only_removed(cloud):
+    run = given_back(cloud, fails=set())
+    before = len(entries(cloud, run))
+    claim = fence(cloud).claim("id", provider="ironic", name=f"ml-{run.key}-g1-0")
+    assert claim is not None
+    fence(cloud).yield_up(claim)
+    report = cloud.reaper().reap_once()
+    assert [due.kind for due in report.due] == ["fence"]
+    assert (report.evidence, len(entries(cloud, run))) == ((), before)
+    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
+
+
 class StopAfter(threading.Event):
     """Lets the fake clock pass instead of waiting, and stops after some time of it."""
 

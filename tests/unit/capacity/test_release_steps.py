@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
@@ -292,24 +293,57 @@ def test_the_reaper_cleans_it_again_so_often_and_then_takes_it_out(given):
     assert given.claims == []
 
 
-def test_the_pause_between_two_cleanings_lasts_over_a_change_of_reapers(given):
+def test_it_is_cleaned_again_at_once_and_then_after_a_pause_that_doubles(given):
+    given.machine.fails.add("clean")
+    release, pause = given.by("reaper"), given.cloud.settings.lease.renew_for_s
+    at: list[float] = []
+    while release.step() is None:
+        if asked(given, "manage") > len(at):
+            at.append(given.cloud.clock.monotonic())
+        given.cloud.clock.sleep(0.5)
+    assert [pause <= later - earlier < 2 * pause for earlier, later in pairwise(at)] == [True, False]
+    assert 2 * pause <= at[2] - at[1] < 4 * pause
+
+
+def test_the_pause_lasts_for_the_next_reaper_too(given):
     given.machine.fails.add("clean")
     held, pause = given.held(), given.cloud.settings.lease.renew_for_s
-    first = given.by("reaper", held)
-    while asked(given, "provide") < 1:
+    fence = given.fence()
+    first = given.by("reaper", held, fence=fence)
+    while asked(given, "manage") < 2:
+        assert first.step() is None
+        given.cloud.clock.sleep(0.5)
+    at = given.cloud.clock.monotonic()
+    while asked(given, "provide") < 2 or given.state != "clean failed":
         first.step()
         given.cloud.clock.sleep(0.5)
+    second = given.by("reaper", held, fence=fence)  # the next pass of the same process
+    while asked(given, "manage") < 3:
+        assert second.step() is None
+        given.cloud.clock.sleep(0.5)
+    assert 2 * pause <= given.cloud.clock.monotonic() - at < 4 * pause
+
+
+def test_a_tear_down_that_fails_is_counted_by_the_reaper_and_then_the_machine_is_out(given):
+    given.machine.fails.add("tear_down")
+    evidence = given.finish(given.by("reaper"))
+    tries = given.cloud.settings.lease.reclean_tries
+    assert (evidence.outcome, evidence.recleans) == (Outcome.NOT_CLEAN, tries)
+    assert asked(given, "tear_down") == 1 + tries
+    assert given.machine.shown.maintenance
+    assert evidence.resource in given.machine.shown.maintenance_reason
+    assert evidence.provision_state == given.machine.shown.provision_state
+
+
+def test_without_s3_a_run_still_says_that_its_machine_is_not_clean(given):
+    given.machine.fails.add("clean")
+    release = given.by("run")
     while given.state != "clean failed":
+        assert release.step() is None
         given.cloud.clock.sleep(0.5)
-    given.cloud.clock.sleep(0.5)
-    at = given.cloud.clock.monotonic()
-    del first
-    second = given.by("reaper", held)
-    while asked(given, "manage") < 2:
-        second.step()
-        given.cloud.clock.sleep(0.5)
-        assert given.cloud.clock.monotonic() < at + 3 * pause
-    assert given.cloud.clock.monotonic() > at + pause / 2
+    for k in range(1, 50):
+        given.cloud.faults.fail_at("put_object", asked(given, "put_object") + k, error=DOWN)
+    assert given.finish(release).outcome is Outcome.NOT_CLEAN
 
 
 def test_a_person_begins_to_count_anew(given):
@@ -411,7 +445,7 @@ def test_a_machine_that_may_not_be_put_out_is_said_to_be_so(given):
     denied = AccessDenied("403", seen="not yours", next_step="ask")
     given.cloud.faults.fail_at("put_out", 1, error=denied)
     evidence = given.finish(given.by("reaper"))
-    assert evidence.outcome is Outcome.NOT_CLEAN
+    assert (evidence.outcome, evidence.provision_state) == (Outcome.NOT_CLEAN, "clean failed")
     assert given.claims == []
 
 
