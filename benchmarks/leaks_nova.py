@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _PACE: Final = ServerPace()
 _DELETE_S: Final = 3.0
+_CELL_S: Final = 200.0
 FLAVOR: Final = FakeFlavor(id="f1", name=CLASS, specs={"pci_passthrough:alias": "h200:8"})
 IMAGE: Final = "0a1b2c3d-0000-4000-8000-000000000001"
 _THEIRS: Final = "project-theirs"
@@ -42,6 +43,7 @@ _HOST: Final = "host-2"  # of the neighbours: what they have takes no room
 _SPOILS: Final = (
     *("",) * 8,
     *("build", "hang", "end", "down", "recycle"),  # on a host
+    "cell",
     *("create", "delete"),  # of a volume
     *("room", "quota", "ports"),  # what there is no more of
 )
@@ -86,7 +88,7 @@ class Servers:
         world.past = ServersPast(world.past, world.cloud, site)
         world.equip = self._equipper(site)
         owner = _settle(world, site)
-        _spoil(site, schedule.spoiled)
+        _spoil(world, site, schedule.spoiled)
         if schedule.tenants:
             _let_tenants_in(world, site)
         return ServerJudge(world, site, SETTINGS, owner, BUCKET)
@@ -177,8 +179,11 @@ class _Planter:
         return service.handle(call, project).body
 
 
-def _spoil(site: ServerSite, spoiled: str) -> None:
-    """See `FakeNova.fails`; ``room``, ``quota``, ``ports``: so many more servers, or ports, and no more can be had."""
+def _spoil(world: World, site: ServerSite, spoiled: str) -> None:
+    """See `FakeNova.fails`; ``room``, ``quota``, ``ports``: so many more servers, or ports, and no more can be had.
+
+    ``cell``: from some moment on, for so many minutes, Nova cannot tell of the servers that there are.
+    """
     what, _, times = spoiled.partition(":")
     if what == "room":
         site.nova.room = int(times)
@@ -186,6 +191,9 @@ def _spoil(site: ServerSite, spoiled: str) -> None:
         site.nova.quota = sum(server.project == PROJECT for server in site.nova.servers.values()) + int(times)
     elif what == "ports":
         site.neutron.quota = sum(port.project == PROJECT for port in site.neutron.ports.values()) + int(times)
+    elif what == "cell":
+        begins = world.random.random() * _CELL_S
+        world.at(begins, lambda: setattr(site.nova, "away_until", begins + 60.0 * int(times)))
     elif what:
         (site.cinder if what in _CINDERS else site.nova).fails[what] = int(times)
 

@@ -35,6 +35,7 @@ from mlops_sdk.config import NovaSettings
 from mlops_sdk.errors import FlavorRefused, SettingsError
 from mlops_sdk.steps import Steps
 
+_HOLDS = {ReturnStep.DELETE, ReturnStep.UNKNOWN}  # not what is being deleted, or is in the recycle bin
 _DOWN = {"ERROR", "UNKNOWN", "DELETED", "SOFT_DELETED"}
 
 
@@ -235,7 +236,7 @@ class NovaLeases(Provider):
         """Of the ports: they are the record. A piece counts whose server stays and whose record could be written."""
         servers = self._api.list_servers(grant.name(0).removesuffix("0"))
         ours = (server for server in servers if grant.owns(server.name, server.marker))
-        there = {server.name for server in ours if return_step(server) in {ReturnStep.DELETE, ReturnStep.UNKNOWN}}
+        there = {server.name for server in ours if return_step(server) in _HOLDS}
         until = renewed_until or self._api.now() + timedelta(seconds=self._settings.renew_for_s)
         renewed: set[str] = set()
         for port in self._api.list_ports(grant.names):
@@ -245,7 +246,14 @@ class NovaLeases(Provider):
             moved = replace(marker, renewed_until=until, deadline=deadline or marker.deadline)
             if self._api.set_line(port.id, to_line(moved)):
                 renewed.add(port.name)
+            if port.name not in there and port.server and self._is_held(port.server):
+                there.add(port.name)
         return len(renewed & there)
+
+    def _is_held(self, server_id: str) -> bool:
+        """Whether a server that no list shows is there all the same: its cell does not answer now."""
+        found = self._api.get_server(server_id)
+        return found is not None and return_step(found) in _HOLDS
 
     def _flavors(self) -> dict[str, Flavor]:
         """Those that may be asked for, by name."""

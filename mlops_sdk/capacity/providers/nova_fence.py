@@ -26,6 +26,10 @@ def power_of(api: ComputeApi, held: Held) -> Statement:
     """What Nova knows of a server. That it runs is no sign of life: a system that hangs runs, too."""
     found = chosen(s for s in api.list_servers(held.name) if s.name == held.name and is_of(s.name, s.marker))
     if found is None:
+        used = [port.server for port in api.list_ports([held.name]) if port.server and is_of(port.name, port.marker)]
+        away = next((one for ident in used if (one := api.get_server(ident)) is not None), None)
+        if away is not None:  # in no list, as its cell does not answer
+            return Statement(channel=Channel.POWER, answer=Answer.BLIND, words=str(away))
         return Statement(channel=Channel.POWER, answer=Answer.OFF, words="Nova knows no server of this name of ours")
     off = found.status in _OFF and not found.task
     return Statement(channel=Channel.POWER, answer=Answer.OFF if off else Answer.BLIND, words=str(found))

@@ -4,8 +4,8 @@ What was seen of Nova 34 and is obeyed here: names are not unique; a list by nam
 host has yet is gone as soon as it is deleted, and leaves no record; one that is being built goes when its host is
 through with that; a port is bound by the host, not by the call, so two servers may be asked for with one port, the
 second fails, and then Nova lets go of the port that the first one uses; what no host has room for is accepted and ends
-in `ERROR`; a host that is down ends nothing, and Nova forgets its servers all the same; what a recycle bin holds is in
-no list; the time is in the `Date` of each reply.
+in `ERROR`; a host that is down ends nothing, and Nova forgets its servers all the same; what a recycle bin, or a cell
+that does not answer, holds is in no list; the time is in the `Date` of each reply.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from mlops_sdk.testing.http_cloud.messages import Answer, Call
 from mlops_sdk.testing.http_cloud.neutron import FakeNeutron
 from mlops_sdk.testing.http_cloud.nova_wire import (
     FakeFlavor,
+    cannot,
     fault,
     flavor_shown,
     limits_shown,
     refused_form,
     server_shown,
+    unknown_shown,
 )
 
 NO_HOST: Final = "No valid host was found. There are not enough hosts available."
@@ -103,6 +105,7 @@ class FakeNova:
         fails: How many more times: ``build`` fails on the host; ``hang``: it never ends; ``end`` fails; ``down``: the
             host is down when a server is deleted; ``recycle``: a deletion is a soft one.
         guests: Ids of the servers that run on the host, whatever Nova knows.
+        away_until: So long the cell, which knows all servers that have found a host, does not answer.
         offset_s: How far its clock is from the world's.
         on_room: Told when there is room again.
     """
@@ -126,6 +129,7 @@ class FakeNova:
         self.pace = pace or ServerPace()
         self.room = room
         self.quota = quota
+        self.away_until = 0.0
         self.offset_s = 0.0
         self.on_room: Callable[[], None] | None = None
         self._monotonic = monotonic
@@ -142,7 +146,9 @@ class FakeNova:
         """Let everything happen that is due by now, in its order."""
         self._cinder.settle()
         now = self._monotonic()
-        while due := min((s for s in self.servers.values() if s.next[0] <= now), key=_when, default=None):
+        while not self._is_away() and (
+            due := min((s for s in self.servers.values() if s.next[0] <= now), key=_when, default=None)
+        ):
             at, what = due.next
             due.next = (_NEVER, "")
             self._arrive(due, what, at)
@@ -157,6 +163,10 @@ class FakeNova:
         """The same, in the state that it is in: nothing else happens first."""
         answer = self._handle(call, project)
         return Answer(status=answer.status, body=answer.body, headers={"Date": self._http_date()})
+
+    def _is_away(self, server: FakeServer | None = None) -> bool:
+        """Whether the cell is; of a server: whether nothing can be told of that one."""
+        return self._monotonic() < self.away_until and not (server is not None and server.hidden)
 
     # What happens by itself
 
@@ -248,11 +258,15 @@ class FakeNova:
         if rest in {"", "detail"}:
             return self._create(call.body["server"], project) if call.method == "POST" else self._list(call, project)
         server_id, _, below = rest.partition("/")
+        if self._is_away(self.servers.get(server_id)) and (below or call.method != "GET"):
+            return fault(500, "computeFault", "Cell cell1 is not responding, hence instance info is not available.")
         if below.startswith("os-instance-actions"):
             return self._actions(server_id, below.partition("/")[2])
         server = self.servers.get(server_id)
         if server is None or server.project != project:
             return fault(404, "itemNotFound", f"Instance {server_id} could not be found.")
+        if self._is_away(server):
+            return Answer(status=200, body={"server": unknown_shown(server)})
         return self._on_server(server, call, below)
 
     def _list(self, call: Call, project: str) -> Answer:
@@ -264,6 +278,7 @@ class FakeNova:
             server_shown(server)
             for server in self.servers.values()
             if server.project == project and server.status != "SOFT_DELETED" and named.search(server.name)
+            if not self._is_away(server)
         ]
         return page("servers", shown, call, host=_HOST)
 
@@ -318,7 +333,7 @@ class FakeNova:
             return Answer(status=200, body={"server": server_shown(server)})
         if below == "metadata":
             if server.status in {"BUILD", "ERROR"}:
-                return fault(409, "conflictingRequest", _cannot(server, "update metadata"))
+                return fault(409, "conflictingRequest", cannot(server, "update metadata"))
             server.metadata = {**server.metadata, **call.body["metadata"]}
             return Answer(status=200, body={"metadata": dict(server.metadata)})
         return self._act(server, next(iter(call.body)))
@@ -333,7 +348,7 @@ class FakeNova:
         if action == "os-stop" and server.status == "ACTIVE" and not server.locked:
             server.status = "SHUTOFF"
             return Answer(status=202)
-        return fault(409, "conflictingRequest", _cannot(server, action.removeprefix("os-")))
+        return fault(409, "conflictingRequest", cannot(server, action.removeprefix("os-")))
 
     def _delete(self, server: FakeServer, *, soft: bool) -> Answer:
         if server.locked:
@@ -380,8 +395,3 @@ class FakeNova:
 
 def _when(server: FakeServer) -> float:
     return server.next[0]
-
-
-def _cannot(server: FakeServer, what: str) -> str:
-    state = {"BUILD": "building", "SHUTOFF": "stopped"}.get(server.status, server.status.lower())
-    return f"Cannot '{what}' instance {server.id} while it is in vm_state {state}"

@@ -37,6 +37,12 @@ def fault(status: int, kind: str, words: str) -> Answer:
     return Answer(status=status, body={kind: {"code": status, "message": words}})
 
 
+def cannot(server: FakeServer, what: str) -> str:
+    """Why an action does not fit the state that a server is in."""
+    state = {"BUILD": "building", "SHUTOFF": "stopped"}.get(server.status, server.status.lower())
+    return f"Cannot '{what}' instance {server.id} while it is in vm_state {state}"
+
+
 def refused_form(wanted: Mapping[str, Any], flavor: FakeFlavor | None, images: Mapping[str, str]) -> Answer | None:
     """The refusal of a server that is wrong as it is asked for; None when it is not."""
     metadata: Mapping[str, str] = wanted.get("metadata") or {}
@@ -95,6 +101,16 @@ def server_shown(server: FakeServer) -> dict[str, Any]:
     if server.fault:
         shown["fault"] = {"code": 500, "message": server.fault}
     return shown
+
+
+def unknown_shown(server: FakeServer) -> dict[str, Any]:
+    """What is told of a server whose cell does not answer: nothing that says whose it is."""
+    return {
+        "id": server.id,
+        "tenant_id": server.project,
+        "status": "UNKNOWN",
+        "created": f"{server.created:%Y-%m-%dT%H:%M:%SZ}",
+    }
 
 
 def limits_shown(flavors: Iterable[FakeFlavor], most: int) -> dict[str, Any]:

@@ -1,20 +1,27 @@
 """Servers of the HTTP fake keep the contract of providers that the real Nova keeps, through our own client of it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from mlops_sdk.capacity.boundary import Boundary, no_boundary
+from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.provider import Grant, Party, Provider
+from mlops_sdk.capacity.lease import EndReason
+from mlops_sdk.capacity.loss import Answer
+from mlops_sdk.capacity.owned import Held, Standing
+from mlops_sdk.capacity.provider import Fencing, Grant, Party, Provider
 from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_api import ServerOrder, VolumeOrder
 from mlops_sdk.capacity.providers.nova_http import NovaHttp
 from mlops_sdk.capacity.providers.nova_marker import to_line, to_metadata
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import NovaSettings
+from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.names import run_key
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.http_cloud.light import LightCloud
 from mlops_sdk.testing.http_cloud.nova_wire import FakeFlavor
@@ -126,6 +133,42 @@ def test_keystoneauth_and_requests_find_it_too(check: Callable[[Bench], None]):
     for deployment in deployed({"data_volume_gib": 10}, light=False):
         check(deployment.bench)
         assert deployment.left == []
+
+
+def test_a_server_whose_cell_does_not_answer_is_in_no_list_and_is_still_held(deployment: Deployment):
+    """Its lease is renewed, nobody takes it for gone or off, and what was made for it stays."""
+    bench, site = deployment.bench, deployment.site
+    grant = bench.grant(nodes=1)
+    provider = deployment.open()
+    (node,) = bench.drive(provider.acquire(grant))
+    site.nova.away_until = deployment.clock.monotonic() + 60
+    assert list(deployment.api.list_servers(grant.name(0))) == []
+    assert provider.renew(grant) == 1
+    assert provider.inspect(Held(name=grant.name(0))).standing is Standing.HELD
+    assert isinstance(provider, Fencing)
+    assert provider.power(Held(name=grant.name(0), node_id=node.id)).answer is Answer.BLIND
+    returning = provider.returning(
+        Held(name=grant.name(0)), reason=EndReason.FINISHED, entitled=grant.owns, run_key=run_key(grant.run_id)
+    )
+    with suppress(ServiceUnavailable):  # what its host did nobody can tell now
+        returning.step()
+    assert (len(site.neutron.ports), len(site.cinder.volumes)) == (1, 2)
+    deployment.clock.sleep(61)
+    bench.release(grant)
+    assert deployment.left == []
+
+
+def test_a_recycle_bin_is_found_through_the_port_and_emptied(deployment: Deployment):
+    bench, site = deployment.bench, deployment.site
+    grant = bench.grant(nodes=1)
+    (node,) = bench.drive(deployment.open().acquire(grant))
+    site.nova.fails["recycle"] = 1
+    deployment.api.delete_server(node.id)
+    assert list(deployment.api.list_servers(grant.name(0))) == []
+    assert {item.kind for item in deployment.open().list_owned()} == {"server", "port", "volume"}
+    (evidence,) = bench.release(grant)
+    assert (evidence.outcome, evidence.node_id) == (Outcome.CLEANED, node.id)
+    assert deployment.left == []
 
 
 def test_a_volume_that_is_being_deleted_is_not_taken_for_the_next_server(deployment: Deployment):
