@@ -395,6 +395,35 @@ def test_a_cleaning_that_nobody_ends_is_ended_when_its_time_is_up(given):
     assert asked(given, "abort") == 1
 
 
+def test_a_cleaning_that_cannot_be_ended_is_out_of_the_pool_without_a_word_of_tries(given):
+    held = given.held()
+    given.cloud.allocations.clear()
+    release, evidence = given.by("reaper", held), None
+    while evidence is None:
+        given.show(provision_state="clean wait", allocation_id="")
+        evidence = release.step()
+        given.cloud.clock.sleep(10)
+    assert (evidence.outcome, evidence.recleans) == (Outcome.NOT_CLEAN, 0)
+    assert asked(given, "abort") == 3
+    assert given.machine.shown.maintenance
+    assert "times" not in given.machine.shown.maintenance_reason
+
+
+def test_of_a_machine_that_is_gone_nothing_is_said(given):
+    held = given.held()
+    given.cloud.allocations.clear()
+    given.cloud.machines.clear()
+    evidence = given.by("reaper", held).step()
+    assert evidence is not None
+    assert (evidence.outcome, evidence.node_name, evidence.provision_state, evidence.power_state) == (
+        Outcome.UNPROVEN,
+        "",
+        "",
+        "",
+    )
+    assert (evidence.cleaned_at, evidence.steps, evidence.recleans) == ("", (), 0)
+
+
 def test_a_machine_that_the_next_tenant_has_by_now_is_not_touched(given):
     held = given.held()
     given.cloud.allocations.clear()
@@ -446,6 +475,7 @@ def test_a_machine_that_may_not_be_put_out_is_said_to_be_so(given):
     given.cloud.faults.fail_at("put_out", 1, error=denied)
     evidence = given.finish(given.by("reaper"))
     assert (evidence.outcome, evidence.provision_state) == (Outcome.NOT_CLEAN, "clean failed")
+    assert not given.machine.shown.maintenance
     assert given.claims == []
 
 
