@@ -174,8 +174,9 @@ def test_everybody_chooses_the_oldest_healthy_server():
 
 
 def test_volumes_wait_for_their_server_and_strange_ones_are_shown():
-    steps = {status: volume_step(Volume(id="1", name="n", status=status)) for status in ("available", "in-use", "odd")}
-    assert list(steps.values()) == [ReturnStep.DELETE, ReturnStep.WAIT, ReturnStep.UNKNOWN]
+    statuses = ("available", "in-use", "error_deleting", "odd")
+    steps = [volume_step(Volume(id="1", name="n", status=status)) for status in statuses]
+    assert steps == [ReturnStep.DELETE, ReturnStep.WAIT, ReturnStep.STUCK, ReturnStep.UNKNOWN]
 
 
 def marker_of(index: int, **changes: object) -> Marker:
