@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.leaks_life import BUCKET, CLASS, MACHINES, OTHER_DEPLOYMENT, SETTINGS, credential_of, marker_of
-from benchmarks.leaks_nova_judge import Owner, ServerJudge
+from benchmarks.leaks_nova_judge import ServerJudge
 from benchmarks.leaks_nova_past import ServersPast
 from benchmarks.leaks_run import Judging, bound_s
 from benchmarks.leaks_schedules import Schedule, Shape
@@ -39,7 +39,6 @@ _CELL_S: Final = 200.0
 FLAVOR: Final = FakeFlavor(id="f1", name=CLASS, specs={"pci_passthrough:alias": "h200:8"})
 IMAGE: Final = "0a1b2c3d-0000-4000-8000-000000000001"
 _THEIRS: Final = "project-theirs"
-_HOST: Final = "host-2"  # of the neighbours: what they have takes no room
 _SPOILS: Final = (
     *("",) * 8,
     *("build", "hang", "end", "down", "recycle"),  # on a host
@@ -87,11 +86,11 @@ class Servers:
         world.clocks |= {"compute": site.nova, "network": site.nova, "block-storage": site.nova}
         world.past = ServersPast(world.past, world.cloud, site)
         world.equip = self._equipper(site)
-        owner = _settle(world, site)
+        credentials = _settle(world, site)
         _spoil(world, site, schedule.spoiled)
         if schedule.tenants:
             _let_tenants_in(world, site)
-        return ServerJudge(world, site, SETTINGS, owner, BUCKET)
+        return ServerJudge(world, site, SETTINGS, credentials, BUCKET)
 
     def _equipper(self, site: ServerSite) -> Callable[[Services, Callable[[KeystoneSettings], Cloud]], Services]:
         nova = NovaSettings(networks=("net",), image="ubuntu", root_volume_gib=self.root_gib, data_volume_gib=10)
@@ -108,8 +107,12 @@ class Servers:
         return equip
 
 
-def _settle(world: World, site: ServerSite) -> Owner:
-    """A person, another deployment, a run of ours that lives, another project; and names that are nearly ours."""
+def _settle(world: World, site: ServerSite) -> frozenset[str]:
+    """A person, another deployment, a run of ours that lives, another project; and names that are nearly ours.
+
+    Returns:
+        Ids of their credentials. Their servers have no host of ours, so they take no room.
+    """
     ours = SETTINGS.deployment_id
     living, other, run = run_id_for(ours, "neighbour"), run_id_for(OTHER_DEPLOYMENT, "theirs"), run_id_for(ours, "run")
     theirs = marker_of(other, OTHER_DEPLOYMENT, lasts_s=-3600.0)
@@ -124,11 +127,8 @@ def _settle(world: World, site: ServerSite) -> Owner:
     plant.all(f"{name}-copy", marker_of(run, ours, lasts_s=-3600.0))  # its marker does not agree with its name
     plant.port(name, theirs, "")
     plant.volume(name, None, "")
-    credentials = {
-        credential_of(world, other, OTHER_DEPLOYMENT, lasts_s=-3600.0),
-        credential_of(world, living, ours, lasts_s=1e6),
-    }
-    return Owner(credentials=frozenset(credentials))
+    long_past = credential_of(world, other, OTHER_DEPLOYMENT, lasts_s=-3600.0)
+    return frozenset({long_past, credential_of(world, living, ours, lasts_s=1e6)})
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -30,13 +29,6 @@ _TENANTS: Final = "tenant-"
 Thing: TypeAlias = FakeServer | FakePort | FakeVolume
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Credentials that are not the run's."""
-
-    credentials: frozenset[str]
-
-
 class ServerJudge(Judge):
     """`Judge`, of servers and what is made for them; what is there when it begins is somebody else's.
 
@@ -44,12 +36,14 @@ class ServerJudge(Judge):
         world: Where.
         site: Its servers.
         settings: The deployment.
-        owner: Who must not be touched.
+        credentials: Ids of those that are not a run's of the schedule.
         bucket: Where claims are.
     """
 
-    def __init__(self, world: World, site: ServerSite, settings: Settings, owner: Owner, bucket: str) -> None:
-        neighbours = Neighbours(allocations=frozenset(), credentials=owner.credentials)
+    def __init__(
+        self, world: World, site: ServerSite, settings: Settings, credentials: frozenset[str], bucket: str
+    ) -> None:
+        neighbours = Neighbours(allocations=frozenset(), credentials=credentials)
         super().__init__(world, settings, neighbours, bucket)
         self._site = site
         self._skew_s = settings.lease.clock_skew_s

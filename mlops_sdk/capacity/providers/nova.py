@@ -174,7 +174,7 @@ class NovaLeases(Provider):
 
         Also a server that no list shows, because it is in the recycle bin: its port is still bound to it.
         """
-        servers = {server.id: server for server in self._api.list_servers()}  # first: see `parent` of what is new
+        servers = {server.id: server for server in self._api.list_servers()}  # first: the next look has what is new
         ports = list(self._api.list_ports())
         for port in ports:
             if port.server and port.server not in servers and is_of(port.name, port.marker):
