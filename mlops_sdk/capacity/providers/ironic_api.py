@@ -347,4 +347,13 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         properties=raw.get("properties") or {},
         extra=raw.get("extra") or {},
         instance=raw.get("instance_info") or {},
+        checked_at=_checked_at(raw),
     )
+
+
+def _checked_at(raw: Mapping[str, Any]) -> datetime | None:
+    """A machine becomes `available` when its cleaning ends well."""
+    moments = [raw.get("inspection_finished_at")]
+    if raw.get("provision_state") == "available":
+        moments.append(raw.get("provision_updated_at"))
+    return max((from_iso(str(moment)) for moment in moments if moment), default=None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mlops_sdk.capacity.lease import LeaseRequest, Marker
@@ -38,6 +40,8 @@ class Machine:
         fault: Ironic's own reason for maintenance ("clean failure", "power failure", ...); "" for a person's.
         maintenance_reason: Words of whoever put it into maintenance.
         retired: It leaves the pool for good once it is clean.
+        checked_at: When it was last seen to be in order: by its last inspection, or, while it is `available`, by the
+            cleaning that made it so.
         instance: What it is, or was last, deployed with (``instance_info``); see `ironic_instance`.
     """
 
@@ -59,6 +63,7 @@ class Machine:
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    checked_at: datetime | None = None
 
 
 def suits(machine: Machine, request: LeaseRequest) -> bool:
@@ -78,7 +83,14 @@ def supply_of(request: LeaseRequest, *, machines: Iterable[Machine], allocations
         busy=len(busy),
         out_of_service=len(suitable) - len(busy) - len(free),
         waiting=sum(allocation.state in {"allocating", "error"} for allocation in allocations),
+        checked_at=min((machine.checked_at for machine in free if machine.checked_at is not None), default=None),
+        partitions=Counter(partition for machine in free if (partition := _partition_of(machine))),
     )
+
+
+def _partition_of(machine: Machine) -> str:
+    topology: Mapping[str, Any] = machine.extra.get("topology") or {}
+    return str(topology.get("partition") or "")
 
 
 def is_free(machine: Machine) -> bool:

@@ -63,11 +63,13 @@ class StaticHosts(Provider):
     def quote(self, request: LeaseRequest) -> Quote:
         """See `Provider.quote`."""
         slots = self._pool.read_all()
-        states = [slots[name].claim.state for name in suitable(self._hosts, request)]
+        claims = [slots[name].claim for name in suitable(self._hosts, request)]
+        states = [claim.state for claim in claims]
         supply = Supply(
             free=states.count(ClaimState.FREE),
             busy=states.count(ClaimState.HELD),
             out_of_service=states.count(ClaimState.OUT),
+            checked_at=min((c.cleaned_at for c in claims if c.state is ClaimState.FREE and c.cleaned_at), default=None),
         )
         settings = self._party.settings
         return priced(request, supply, prices=settings.node_seconds_price, currency=settings.currency, now=self._now())
