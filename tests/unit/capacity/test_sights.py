@@ -11,13 +11,15 @@ import pytest
 
 from mlops_sdk.capacity.evidence import Cleaning, Outcome
 from mlops_sdk.capacity.lease import MARKER, Marker
-from mlops_sdk.capacity.providers import ironic_sights, nova_sights
+from mlops_sdk.capacity.providers import ironic_sights, nova_sights, nova_states
+from mlops_sdk.capacity.providers.ironic_instance import instance_of
 from mlops_sdk.capacity.providers.ironic_reclean import Tries, may_try, reason_to_put_out
 from mlops_sdk.capacity.providers.ironic_states import (
     ReleaseStep,
     Step,
     acquire_step,
     is_out,
+    is_stray,
     is_unfinished,
     judge_outcome,
     release_step,
@@ -185,6 +187,42 @@ THEIRS = {"maintenance": True, "maintenance_reason": "disk 3 is on order"}
 CLEANING = {"maintenance": True, "fault": "clean failure"}
 
 
+def late(state: str, **changes: Any) -> Machine:
+    return machine(state, **{"instance": instance_of({}, allocation=NAME, marker=MINE), **changes})
+
+
+@pytest.mark.parametrize(
+    ("shown", "name", "stray"),
+    [
+        (late("deploying"), NAME, True),
+        (late("wait call-back"), NAME, True),
+        (late("active"), NAME, True),
+        (late("available"), NAME, False),  # back in the pool: what it was once deployed for says nothing
+        (late("cleaning"), NAME, False),
+        (late("error"), NAME, False),
+        (late("beaming"), NAME, False),
+        (late("active", allocation_id="a2"), NAME, False),  # somebody else's
+        (late("active"), "ml-bbbbbbbbbbbb-g1-0", False),
+        (machine("active"), NAME, False),
+        (machine("active"), "", False),
+        (machine("active", instance={"display_name": NAME}), NAME, False),  # nobody of ours said so
+    ],
+)
+def test_a_machine_is_a_stray_when_it_is_deployed_for_a_name_that_holds_it_no_more(shown, name, stray):
+    assert is_stray(shown, name) is stray
+
+
+def test_a_stray_is_given_back_as_if_it_were_held():
+    assert release_step(None, late("active"), stray=True) is ReleaseStep.TEAR_DOWN
+    assert release_step(None, late("active")) is ReleaseStep.DONE
+
+
+def test_a_status_of_the_next_nova_is_not_known_on_either_way():
+    beaming = server("s1", "BEAMING")
+    assert nova_states.acquire_step(beaming) is nova_states.AcquireStep.UNKNOWN
+    assert nova_states.return_step(beaming) is nova_states.ReturnStep.UNKNOWN
+
+
 def test_an_allocation_that_is_active_without_a_machine_is_not_known():
     assert acquire_step(allocation(), None) is Step.UNKNOWN
 
@@ -282,6 +320,8 @@ def test_tries_are_counted_from_what_a_claim_keeps():
     tries = Tries().another(NOW).another(NOW + timedelta(seconds=60))
     assert tries == Tries(made=2, last_at=NOW + timedelta(seconds=60))
     assert Tries.parse(tries.to_json()) == tries
+    assert Tries.parse(Tries(made=2).to_json()) == Tries(made=2)
+    assert Tries.parse({"recleans": 2}) == Tries(made=2)
     assert Tries.parse(Tries().to_json()) == Tries()
     for nonsense in ({"recleans": "x"}, {"recleaned_at": "soon"}, {"recleans": [2]}, {"recleans": None}):
         assert Tries.parse(nonsense) == Tries()
