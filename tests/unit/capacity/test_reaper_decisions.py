@@ -11,8 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlops_sdk.capacity.fence import Fence
-from mlops_sdk.capacity.lease import EndReason, LeaseRequest
+from mlops_sdk.capacity.lease import EndReason
 from mlops_sdk.capacity.order_book import OrderBook
 from mlops_sdk.capacity.orders import Keeping, Kept, Orders
 from mlops_sdk.capacity.providers.ironic_view import Allocation
@@ -22,11 +21,10 @@ from mlops_sdk.config import Settings
 from mlops_sdk.errors import ServiceUnavailable
 from mlops_sdk.history import read_history
 from mlops_sdk.identity.audit import Audit, read_audit
-from mlops_sdk.journal import Entry, Journal
-from mlops_sdk.run import Run
 from mlops_sdk.testing.cloud import FakeCloud
 from mlops_sdk.testing.memory_s3 import memory_store
 from mlops_sdk.testing.settings import fake_settings
+from support_dead_runs import died, entries, fence, leased
 
 DOWN = ServiceUnavailable("no answer")
 
@@ -36,32 +34,8 @@ def cloud() -> FakeCloud:
     return FakeCloud()
 
 
-def leased(cloud: FakeCloud, name: str = "one", nodes: int = 1) -> Run:
-    deadline = cloud.clock.now() + timedelta(hours=1)
-    with cloud.client().start_run(name=name) as run:
-        run.lease(LeaseRequest(nodes=nodes, resource_class="gpu.h200.8x", deadline=deadline))
-        cloud.clock.sleep(10)
-        run.keep()
-    return run
-
-
-def died(cloud: FakeCloud, name: str = "one", nodes: int = 1) -> Run:
-    """A run whose process is gone, and whose lease is not renewed any more."""
-    run = leased(cloud, name, nodes)
-    cloud.clock.sleep(cloud.settings.lease.renew_for_s + cloud.settings.lease.clock_skew_s)
-    return run
-
-
 def kinds(report: ReapReport) -> list[str]:
     return sorted(due.kind for due in report.due)
-
-
-def entries(cloud: FakeCloud, run: Run) -> list[Entry]:
-    return Journal(memory_store(cloud.s3), run.key, now=cloud.clock.now).entries()
-
-
-def fence(cloud: FakeCloud) -> Fence:
-    return Fence(memory_store(cloud.s3), now=cloud.clock.now, ttl_s=cloud.settings.lease.renew_for_s)
 
 
 def test_a_dry_run_names_all_that_is_due_and_touches_nothing(cloud):
@@ -296,70 +270,6 @@ def test_a_dead_claim_on_a_lease_that_is_held_leaves_it_to_its_lease(cloud):
     report = cloud.reaper().reap_once()
     assert kinds(report) == []
     assert cloud.held != {}
-
-
-def given_back(cloud: FakeCloud, *, fails: set[str]) -> Run:
-    """A run that gave its machine back, which was not clean by then."""
-    run = leased(cloud)
-    next(m for m in cloud.machines.values() if m.shown.allocation_id).fails |= fails
-    again = cloud.client().attach(run.id)
-    again.release()
-    again.close()
-    return run
-
-
-def test_what_a_run_handed_over_is_finished_with_all_that_is_known_of_it(cloud):
-    run = given_back(cloud, fails={"clean"})
-    cloud.machines[next(iter(cloud.machines))].fails.clear()
-    since = read_history(entries(cloud, run)).generations[1].pieces[f"ml-{run.key}-g1-0"].since
-    reaper = cloud.reaper()
-    report = reaper.reap_once()
-    assert [(due.kind, due.reason) for due in report.due] == [("fence", EndReason.NOT_RENEWED)]
-    (evidence,) = report.evidence
-    assert (evidence.outcome.value, evidence.recleans, evidence.resource) == ("cleaned", 1, f"ml-{run.key}-g1-0")
-    assert (evidence.reason, evidence.started_at) == (EndReason.NOT_RENEWED, since.isoformat() if since else "")
-    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
-    assert read_history(entries(cloud, run)).generations[1].pieces[evidence.resource].evidence == evidence
-
-
-def test_what_a_run_handed_over_is_begun_once(cloud):
-    given_back(cloud, fails={"clean"})
-    reaper = cloud.reaper()
-    reaper._scan(dry_run=False)
-    ((ident, begun),) = reaper._in_flight.items()
-    assert f"fence/{ident}" in cloud.s3.objects
-    reaper._scan(dry_run=False)
-    assert list(reaper._in_flight.values()) == [begun]
-
-
-def test_a_machine_that_came_back_while_nobody_looked_has_its_end_written_down(cloud):
-    run = died(cloud)
-    reaper = cloud.reaper()
-    reaper._scan(dry_run=False)
-    reaper._step([])  # the tear-down is asked for, and this reaper dies
-    for _ in range(30):
-        cloud.clock.sleep(1)
-        assert cloud.held == {}
-    cloud.clock.sleep(270)
-    report = cloud.reaper().reap_once()
-    (evidence,) = report.evidence
-    assert (evidence.outcome.value, evidence.resource) == ("cleaned", f"ml-{run.key}-g1-0")
-    history = read_history(entries(cloud, run))
-    assert history.generations[1].pieces[evidence.resource].ended
-    assert [interval.seconds < 200 for interval in history.intervals] == [True]  # until it was clean
-    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
-
-
-def test_a_claim_on_what_ended_and_was_written_down_is_only_removed(cloud):
-    run = given_back(cloud, fails=set())
-    before = len(entries(cloud, run))
-    claim = fence(cloud).claim("id", provider="ironic", name=f"ml-{run.key}-g1-0")
-    assert claim is not None
-    fence(cloud).yield_up(claim)
-    report = cloud.reaper().reap_once()
-    assert [due.kind for due in report.due] == ["fence"]
-    assert (report.evidence, len(entries(cloud, run))) == ((), before)
-    assert not any(key.startswith("fence/") for key in cloud.s3.objects)
 
 
 class StopAfter(threading.Event):
