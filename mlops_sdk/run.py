@@ -18,11 +18,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from mlops_sdk.agreement import agreed
 from mlops_sdk.boundaries import Boundaries, EventCallback
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.lease import LeaseRequest
@@ -31,9 +32,9 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.reservations import reserve
 from mlops_sdk.clock import Clock
 from mlops_sdk.decisions import LeaseDecisions, known_lease
-from mlops_sdk.errors import ImpossibleEvent, LeaseLost, MlopsError, NoCapacity
+from mlops_sdk.errors import LeaseLost, MlopsError, NoCapacity
 from mlops_sdk.heartbeat import RunHeartbeat
-from mlops_sdk.history import History, read_history, request_to_json, same_machines
+from mlops_sdk.history import History, read_history, request_to_json
 from mlops_sdk.holding import Holding, known
 from mlops_sdk.identity.credential import RunCredential
 from mlops_sdk.identity.ssh_keys import SshKey, client_key, peer_key
@@ -350,45 +351,13 @@ class Run(LeaseDecisions):
 
     def _ask(self, request: LeaseRequest | None) -> LeaseRequest:
         """What is asked for from now on; the journal knows it before anything exists."""
-        request = self._agree(request)
+        generation = self._holds.state()
+        request = agreed(generation, request, run_key=self.key, given_back=self._given_back)
+        if generation.request is None:
+            reserve(self._services, request, owner=self.owner, run_key=self.key, generation=self.generation)
         self._holds.ask(request)
         self.journal.append(EntryKind.INTENT, "lease", generation=self.generation, request=request_to_json(request))
         return request
-
-    def _agree(self, request: LeaseRequest | None) -> LeaseRequest:
-        """The request of this generation: the journalled one if there is one."""
-        generation = self._holds.state()
-        if generation.impossible:
-            raise ImpossibleEvent(
-                f"the journal of run {self.key!r}, generation {self.generation}, contradicts itself",
-                seen="; ".join(generation.impossible),
-                next_step="give back what it holds (`mlops lease release`), and open the next generation",
-            )
-        if generation.state is LeaseState.HELD_FOR_DEBUG:
-            raise LeaseLost(
-                f"generation {self.generation} of run {self.key!r} is held for a person to look at",
-                next_step="release it (`mlops lease release`), or call run.next_generation() to lease again",
-            )
-        if generation.over or self._given_back:
-            raise LeaseLost(
-                f"generation {self.generation} of run {self.key!r} was given back",
-                next_step="call run.next_generation() to lease again",
-            )
-        earlier = generation.request
-        if earlier is None and request is None:
-            raise LeaseLost(
-                f"run {self.key!r} never asked for a lease", next_step="call run.lease() with a LeaseRequest"
-            )
-        if earlier is None and request is not None:
-            reserve(self._services, request, owner=self.owner, run_key=self.key, generation=self.generation)
-        if earlier is None or request is None:
-            return request or known(earlier)
-        if not same_machines(earlier, request):
-            raise LeaseLost(
-                f"generation {self.generation} of run {self.key!r} was asked for as {earlier}, not {request}",
-                next_step="release it and call run.next_generation() to lease something else",
-            )
-        return replace(earlier, wait_s=request.wait_s)
 
     def _acquiring(self, request: LeaseRequest) -> Steps[Lease]:
         nodes = self._leased((yield from self._holds.get(request)), request).nodes
