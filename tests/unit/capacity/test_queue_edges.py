@@ -67,6 +67,12 @@ def test_what_a_ticket_will_use_counts_for_its_project_by_machines_and_time():
     assert runs(order([*big, other], use={"b": 7199.0}, shares={})) == ["a1", "b1", "a2"]
 
 
+def test_who_had_nothing_yet_goes_before_who_had_a_little():
+    assert runs(order([ticket("b"), ticket("a", asked_at=hours(1))], use={"b": 0.5}, shares={})) == ["a", "b"]
+    again = [ticket("a1", project="a"), ticket("a2", project="a", asked_at=hours(1)), ticket("b", asked_at=hours(2))]
+    assert runs(order(again, use={"b": 3600.5}, shares={})) == ["a1", "a2", "b"]
+
+
 def test_what_a_project_had_before_stays_counted_when_its_ticket_is_placed():
     mine = [ticket(f"a{n}", project="a", asked_at=hours(n)) for n in range(2)]
     other = ticket("b", project="b", asked_at=hours(5))
@@ -94,7 +100,9 @@ def test_who_may_ask_is_told_now_and_the_others_their_place():
     assert "number 2 in the queue" in two.words()
     assert "13:00:00" in two.words()
     assert "12:00:00" not in one.words()
-    assert three.why
+    assert three.words() == f"number 3 in the queue: {three.why}"
+    assert one.words() == f"number 1 in the queue: {one.why}"
+    assert runs([turn.ticket for turn in (one, two, three)]) == ["a", "b", "c"]
 
 
 def test_a_promise_may_be_passed_by_who_is_gone_by_then_to_the_second():
@@ -124,6 +132,9 @@ def test_what_was_given_to_one_before_is_expected_back_when_that_one_ends():
     assert first.may_ask
     assert second.expected_at == hours(2)
     assert second.ends == ()  # who is only about to get its machines is not ended
+    (_, both) = plan([ticket("a", lasts_s=7200.0), ticket("b", 2)], slots, now=NOW)
+    assert both.expected_at == hours(5)
+    assert both.ticket.run_key == "b"
 
 
 def test_the_machines_that_leave_first_are_the_promised_ones():
@@ -139,7 +150,7 @@ def test_machines_of_another_kind_are_neither_given_nor_waited_for():
     (turn,) = plan([ticket("a", traits=fast)], slots, now=NOW)
     assert (turn.may_ask, turn.expected_at) == (False, hours(4))
     (turn,) = plan([ticket("a", 2, traits=fast)], slots, now=NOW)
-    assert turn.expected_at is None
+    assert (turn.ticket.run_key, turn.position, turn.may_ask, turn.expected_at) == ("a", 1, False, None)
     assert "0 of 2" in turn.why
     assert "only 1" in turn.why
     assert Slot(id="1", resource_class="gpu", traits=frozenset({"fast", "ib"})).suits(ticket("a", traits=fast))
@@ -193,6 +204,14 @@ def test_machines_that_are_free_or_leaving_already_need_not_be_made_free():
     assert ends(ticket("u", 3, **URGENT), leaving, *others) == ("x", "y")
     assert ends(ticket("u", 2, **URGENT), *free("0"), *others) == ("x",)
     assert ends(ticket("u", 2, **URGENT), busy("4", "z", 9, preemptible=False), others[0]) == ()  # not for nothing
+
+
+def test_of_three_that_would_do_only_so_many_end():
+    three = [busy(name, name, 9, since_h=since) for name, since in (("x", 1), ("y", 2), ("z", 3))]
+    assert ends(ticket("u", 1, **URGENT), *three) == ("x",)
+    assert ends(ticket("u", 2, **URGENT), *three) == ("x", "y")
+    big = [busy(f"{n}", "big", 9, since_h=4) for n in range(3)]
+    assert ends(ticket("u", 3, **URGENT), *three[:2], *big) == ("big",)
 
 
 def test_who_would_make_room_is_named():
