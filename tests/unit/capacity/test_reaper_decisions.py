@@ -158,7 +158,7 @@ def test_a_machine_that_does_not_answer_does_not_stop_the_others(cloud):
     died(cloud, nodes=3)
     cloud.faults.fail_at("get_machine", cloud.faults.calls.count("get_machine") + 1, error=DOWN)
     report = cloud.reaper().reap_once()
-    assert len(report.errors) == 1
+    assert ["no answer" in text for text in report.errors] == [True]
     assert len(report.evidence) == 2
     assert len(cloud.reaper().reap_once().evidence) == 1
 
@@ -184,7 +184,7 @@ def test_credentials_of_others_are_left_alone(cloud):
         "s2": replace(mine, id="s2", name="ml-aaaaaaaaaaaa-g1-cred", description="by hand"),
         "s3": replace(mine, id="s3", name="ml-bbbbbbbbbbbb-g1-cred", description=other),
     }
-    cloud.credentials.update(strangers)
+    cloud.credentials = {**strangers, ident: mine}  # the first of them must not end the look at the others
     report = cloud.reaper().reap_once()
     assert [due.resource for due in report.due if due.kind == "credential"] == [mine.name]
     assert cloud.credentials == strangers
@@ -356,6 +356,9 @@ def test_each_machine_that_it_took_back_is_in_the_audit_log_with_its_result(clou
     results = {entry.resource: entry.result.value for entry in told if entry.action == "machine.release"}
     assert sorted(results) == [f"ml-{run.key}-g1-0", f"ml-{run.key}-g1-1"]
     assert sorted(results.values()) == ["done", "failed"]
+    details = [entry.detail for entry in told if entry.action == "machine.release"]
+    assert {detail["reason"] for detail in details} == {"not_renewed"}
+    assert {detail["outcome"] for detail in details} == {"cleaned", "not_clean"}
 
 
 def test_it_logs_in_as_the_reaper():
