@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from mlops_sdk.capacity.evidence import Outcome
-from mlops_sdk.capacity.lease import EndReason
+from mlops_sdk.capacity.lease import EndReason, Marker
+from mlops_sdk.capacity.provider import Returning
 from mlops_sdk.capacity.providers.ironic_api import NotYet
 from mlops_sdk.errors import ServiceUnavailable
 from support_given_back import DOWN, Given, asked
@@ -224,3 +228,51 @@ def test_a_claim_that_cannot_be_removed_does_not_hide_that_it_is_over(given):
     given.cloud.faults.fail_at("delete_object", asked(given, "delete_object") + 1, error=DOWN)
     assert given.finish(given.by("run")).outcome is Outcome.CLEANED
     assert given.claims != []
+
+
+def told(given: Given, *, mine: tuple[bool, ...] = ()) -> tuple[Returning, list[tuple[str, str, dict[str, Any]]]]:
+    """A release, and what it tells of each call that changes something, with how that came out."""
+    calls: list[tuple[str, str, dict[str, Any]]] = []
+    answers = list(mine)
+
+    @contextmanager
+    def boundary(step: str, resource: str, **detail: Any) -> Generator[dict[str, Any]]:
+        calls.append((step, resource, detail))
+        yield detail
+
+    def entitled(_name: str, _marker: Marker | None) -> bool:
+        return answers.pop(0) if answers else not mine
+
+    provider = given.services.provider("ironic", by="run", fence=given.fence(), boundary=boundary)
+    held = given.held()
+    return provider.returning(held, reason=EndReason.FINISHED, entitled=entitled, run_key=given.key), calls
+
+
+def test_each_change_is_told_with_the_machine_it_is_about(given):
+    held = given.held()
+    release, calls = told(given)
+    release.step()
+    assert calls == [("machine.tear_down", held.name, {"node_id": held.node_id})]
+    given = Given(deployed=False)
+    held = given.held()
+    release, calls = told(given)
+    release.step()
+    assert calls == [("allocation.delete", held.name, {"node_id": held.node_id, "provision_state": "available"})]
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_what_changed_hands_meanwhile_is_told_and_left(deployed):
+    given = Given(deployed=deployed)
+    release, calls = told(given, mine=(True, False))
+    evidence = release.step()
+    assert evidence is not None
+    assert evidence.outcome is Outcome.PENDING
+    assert [detail["changed"] for _, _, detail in calls] == [True]
+    assert given.cloud.held != {}
+
+
+def test_what_a_machine_was_to_be_deployed_with_is_forgotten_with_its_allocation():
+    given = Given(deployed=False)
+    assert given.machine.shown.instance != {}
+    given.finish(given.by("run"))
+    assert given.machine.shown.instance == {}
