@@ -14,7 +14,7 @@ from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.fence import Fence
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest
 from mlops_sdk.capacity.node import Node
-from mlops_sdk.capacity.owned import Held, Standing, due_for_return
+from mlops_sdk.capacity.owned import Held, Owned, Standing, due_for_return
 from mlops_sdk.capacity.provider import Grant, Party, Provider
 from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_api import ServerOrder
@@ -69,11 +69,16 @@ class Site:
         self.api = NovaHttp(Cloud(self.settings.keystone))
 
     def open(
-        self, boundary: Boundary = no_boundary, *, by: Any = "run", login: KeystoneSettings | None = None
+        self,
+        boundary: Boundary = no_boundary,
+        *,
+        by: Any = "run",
+        login: KeystoneSettings | None = None,
+        api: type[NovaHttp] = NovaHttp,
     ) -> NovaLeases:
         fence = Fence(memory_store(self.s3), now=self.api.now, ttl_s=6.0)
         party = Party(settings=self.settings, fence=fence, clock=CLOCK, by=by, boundary=boundary)
-        return NovaLeases(NovaHttp(Cloud(login or self.settings.keystone)), party)
+        return NovaLeases(api(Cloud(login or self.settings.keystone)), party)
 
     @property
     def bench(self) -> Bench:
@@ -133,6 +138,13 @@ def site(compute: ComputeHandle) -> Iterator[Site]:
     found = Site(compute)
     yield found
     take_back_servers(compute.operator())
+
+
+class OfServersThatNeverBoot(NovaHttp):
+    """The host makes them, and they answer nobody."""
+
+    def create_server(self, order: ServerOrder) -> str:
+        return super().create_server(replace(order, metadata={**order.metadata, "fault": "no-boot"}))
 
 
 def lease(site: Site, flavor: str = SMALL, **changes: Any) -> Grant:
@@ -223,10 +235,9 @@ def test_a_server_that_never_boots_is_a_failed_machine(site: Site):
         update={"lease": site.settings.lease.model_copy(update={"ssh_timeout_s": 3.0})}
     )
     grant = lease(site)
-    steps = site.open().acquire(grant)
-    operator = site.compute.operator()
-    with pytest.raises(NodeFailed, match=r"did not let us in within 3 s|failed"):
-        site.bench.drive(_stopped_when_built(steps, operator, grant.name(0)))
+    with pytest.raises(NodeFailed, match=r"did not let us in within 3 s") as caught:
+        site.bench.drive(site.open(api=OfServersThatNeverBoot).acquire(grant))
+    assert "ACTIVE" in caught.value.seen
     (evidence,) = site.bench.release(grant)
     assert evidence.outcome is Outcome.CLEANED
     assert site.left == []
@@ -254,20 +265,21 @@ def test_the_reaper_returns_what_a_dead_run_holds_and_leaves_a_strangers(site: S
     grant = lease(site)
     site.bench.drive(site.open().acquire(grant))
     reaper = site.open(by="reaper", login=site.compute.reaper_settings.keystone)
-    returned: list[str] = []
+    found: list[tuple[Owned, EndReason]] = []
 
-    def due() -> list[Any]:
+    def is_due() -> bool:
         now = reaper.now()
-        return due_for_return(reaper.list_owned(), deployment_id=str(site.deployment), now=now, skew_s=1)
+        found[:] = due_for_return(reaper.list_owned(), deployment_id=str(site.deployment), now=now, skew_s=1)
+        return bool(found)
 
-    eventually(due, within_s=20, what="nobody renews it")
-    while found := [item for item in due() if item[0].name == grant.name(0)]:
-        for item, reason in found:
-            returning = reaper.returning(item.held, reason=reason, entitled=lambda _n, _m: True, run_key="x")
-            while (evidence := returning.step()) is None:
-                CLOCK.sleep(0.3)
-            returned.append(f"{item.kind} {evidence.outcome.value} {reason.value}")
-    assert returned == [f"server cleaned {EndReason.NOT_RENEWED.value}"]
+    eventually(is_due, within_s=20, what="nobody renews it")
+    ((item, reason),) = found
+    assert (item.kind, item.name, reason) == ("server", grant.name(0), EndReason.NOT_RENEWED)
+    returning = reaper.returning(item.held, reason=reason, entitled=lambda _n, _m: True, run_key="x")
+    while (evidence := returning.step()) is None:
+        CLOCK.sleep(0.3)
+    assert evidence.outcome is Outcome.CLEANED
+    assert not is_due()
     assert take_away()
     assert site.left == []
 
@@ -379,14 +391,3 @@ def log_in(grant: Grant, node: Node, argv: list[str]) -> str:
         username=node.user,
     )
     return run_once(host, argv, timeout_s=10)
-
-
-def _stopped_when_built(steps: Any, operator: Any, name: str) -> Any:
-    """An operator switches the server off as soon as it is there."""
-    stopped = False
-    for pause in steps:
-        for server in [] if stopped else operator.compute.servers(all_projects=True, name=f"^{name}$"):
-            if server.status == "ACTIVE":
-                operator.compute.stop_server(server)
-                stopped = True
-        yield pause
