@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from mlops_sdk.capacity.lease import LeaseRequest, Priority
+from mlops_sdk.capacity.lifecycle import EndReason
+from mlops_sdk.client import Client
 from mlops_sdk.journal import EntryKind
 from support import eventually
 from support_turns import Turn, service
@@ -21,6 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("nothing_is_held"),
 ]
 
+ALL = 4  # machines of the stack
 LONG = {"steps": 900, "checkpoint_every": 10}
 
 
@@ -84,6 +89,30 @@ def test_a_component_that_is_killed_while_machines_go_back_leaves_none(
     os.kill(service(stack, name).pid, signal.SIGKILL)
     assert turn.end() == "success"
     assert turn.asked_for() == 1
+    assert turn.run.prove().complete
+
+
+def test_a_training_whose_machines_are_taken_with_notice_goes_on_with_its_next_lease_and_that_costs_no_try(
+    start: Callable[..., Turn], client: Client
+):
+    turn = start(conf={"priority": "batch", "preemptible": True}, **LONG)
+    turn.wait_for("train", "deferred")
+    step = turn.wait_for_commits()
+    with client.start_run(name=f"urgent-{uuid.uuid4()}") as urgent:
+        deadline = client.services.now() + timedelta(minutes=10)
+        request = LeaseRequest(
+            nodes=ALL, resource_class="gpu.h200.8x", deadline=deadline, wait_s=120.0, priority=Priority.URGENT
+        )
+        assert len(urgent.lease(request).nodes) == ALL
+        stopped_at = turn.wait_for_commits()
+        assert (turn.state("train"), turn.tries("train")) == ("deferred", 1)
+    assert turn.end() == "success"
+    assert stopped_at > step
+    assert turn.xcom("train")["resumed_from"] == stopped_at  # where it was told, not at its last regular checkpoint
+    assert turn.tries("train") == 1
+    first, second = (turn.run.history().generations[number] for number in (1, 2))
+    assert (first.reason, second.reason) == (EndReason.PREEMPTED, EndReason.FINISHED)
+    assert turn.asked_for() == 2
     assert turn.run.prove().complete
 
 
@@ -161,7 +190,7 @@ def wait_until_renewed(turn: Turn) -> None:
         return allocation.marker.renewed_until
 
     first = until()
-    eventually(lambda: until() > first, within_s=60, what="the lease is renewed")
+    eventually(lambda: until() > first, within_s=120, what="the lease is renewed")
 
 
 def lease_intents(turn: Turn) -> int:

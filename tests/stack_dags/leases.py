@@ -19,6 +19,8 @@ PARAMS = {
     "openstack": Param("mlops_openstack", type="string"),
     "nodes": Param(1, type="integer"),
     "wait_s": Param(5, type="number"),
+    "priority": Param("normal", type="string"),
+    "preemptible": Param(False, type="boolean"),
     "program": Param({}, type="object"),
     "code": Param("", type="string"),
     "data": Param({}, type="object"),
@@ -32,6 +34,8 @@ def leases() -> None:
         nodes="{{ params.nodes }}",
         resource_class="gpu.h200.8x",
         wait_s="{{ params.wait_s }}",
+        priority="{{ params.priority }}",
+        preemptible="{{ params.preemptible }}",
         **COMMON,
     ).as_setup()
     train = TrainOperator(
