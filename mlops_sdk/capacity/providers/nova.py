@@ -267,6 +267,12 @@ class NovaLeases(Provider):
 
     def _flavor(self, request: LeaseRequest, *, check: bool = True) -> tuple[Flavor, Offer]:
         name = request.resource_class
+        if request.machines:
+            raise FlavorRefused(
+                "servers of Nova cannot be asked for by name",
+                seen=f"machines: {', '.join(request.machines)}",
+                next_step="ask for a flavor and traits; Nova picks the host",
+            )
         if self._nova.flavors and name not in self._nova.flavors:
             raise FlavorRefused(
                 f"flavor {name!r} is not one of those that may be asked for here",

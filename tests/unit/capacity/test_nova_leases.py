@@ -338,6 +338,14 @@ def test_a_shared_poller_sees_every_server_with_the_times_of_its_record(site: Si
     site.bench.release(grant)
 
 
+def test_who_names_machines_is_refused_at_once():
+    site = Site()
+    wanted = replace(site.bench.grant().request, nodes=1, machines=("host-1",))
+    with pytest.raises(FlavorRefused, match="cannot be asked for by name") as caught:
+        site.open().quote(wanted)
+    assert "host-1" in caught.value.seen
+
+
 def test_the_doctor_says_what_there_is_and_leaves_nothing():
     site = Site(flavors={"gpu": {"delivery": "passthrough"}})
     assert site.open().examine() == (
