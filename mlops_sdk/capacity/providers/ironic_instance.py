@@ -38,9 +38,6 @@ def marker_of(machine: Machine) -> Marker | None:
 
 
 def same_instance(machine: Machine, wanted: Mapping[str, Any]) -> bool:
-    """Whether the machine was told the same before. The times in the marker move, and do not count."""
-    return _without_marker(machine.instance) == _without_marker(wanted) and deployed_for(machine) == wanted[_NAME]
-
-
-def _without_marker(instance: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in instance.items() if key not in {MARKER, "configdrive"}}
+    """Whether the machine was told the same before. The marker's times move, and Ironic adds what it finds out."""
+    told = all(machine.instance.get(key) == value for key, value in wanted.items() if key != MARKER)
+    return told and deployed_for(machine) == wanted[_NAME]
