@@ -3,7 +3,7 @@
 from benchmarks.leaks import run_chunk
 from benchmarks.leaks_schedules import draw
 
-IN_ALL = 5_000
+IN_ALL = 2_000
 CHUNK = 250
 
 

@@ -189,7 +189,8 @@ def test_a_kill_from_outside_is_survived_too_and_the_last_attempt_says_so(leased
     assert [e.retry for e in ended] == [True, False]
 
 
-@BOTH_IN_TIME
+@pytest.mark.slow  # what tests/e2e/test_killed_controller.py does in `make test`, with a whole job
+@BOTH
 def test_a_controller_that_dies_takes_the_job_with_it_and_the_next_one_goes_on(
     leased: Leased, launcher: Launcher
 ) -> None:
