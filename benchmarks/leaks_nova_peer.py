@@ -6,41 +6,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.leaks_life import SETTINGS, LightWire
 from benchmarks.leaks_nova import FLAVOR, IMAGE, Servers
-from benchmarks.leaks_run import CURRENT
-from benchmarks.leaks_world import Process, World
+from benchmarks.leaks_peer import POLLS, WORK_S, left_by_hand
 from mlops_sdk.errors import MlopsError
 
 if TYPE_CHECKING:
-    from benchmarks.leaks_schedules import Schedule
+    from collections.abc import Callable
 
-_AFTER_S: Final = 600.0
+    from benchmarks.leaks_schedules import Schedule
+    from benchmarks.leaks_world import Process, World
+
 _HEADERS: Final = {"OpenStack-API-Version": "compute 2.79"}
-_POLLS: Final = 20
-_CALLS: Final = 12  # about as many as it sends
-_WORK_S: Final = 35.0
 _NAME: Final = "job"
 
 
 def servers_leak_by_hand(schedule: Schedule) -> bool:
     """Whether something is still there ten minutes after the naive program of this schedule ended."""
-    plan = {1 + (k - 1) % _CALLS: fault for k, fault in schedule.plan.items()}
-    world = CURRENT.world = World(schedule.seed, plan)
-    judge = Servers().set(world, schedule)
-    process = Process(world=world, name="by hand")
 
-    def work() -> None:
-        try:
-            _work(process, schedule.nodes)
-        except MlopsError as error:
-            process.errors.append(error)
-        process.exit()
+    def settle(world: World) -> Callable[[], bool]:
+        judge = Servers().set(world, schedule)
+        return lambda: any(f" {_NAME}-" in words for words in judge.left())
 
-    world.start(process, work)
-    world.run(_AFTER_S, lambda: False)
-    world.now = max(world.now, _AFTER_S)
-    left = any(f" {_NAME}-" in words for words in judge.left())
-    world.end([process])
-    return left
+    return left_by_hand(schedule, settle, _work)
 
 
 class _ByHand:
@@ -54,7 +40,7 @@ class _ByHand:
         return self._cloud.request(service, method, path, body=body, headers=_HEADERS, accept={400, 403, 404, 409}).body
 
     def wait(self, path: str) -> None:
-        for _ in range(_POLLS):
+        for _ in range(POLLS):
             if self.ask("compute", "GET", path).get("server", {}).get("status") == "ACTIVE":
                 return
             self._world.sleep(12.0)
@@ -78,12 +64,12 @@ def _work(process: Process, nodes: int) -> None:
             servers.append(cloud.ask("compute", "POST", "/v2.1/servers", {"server": server})["server"]["id"])
         for ident in servers:
             cloud.wait(f"/v2.1/servers/{ident}")
-        process.world.sleep(_WORK_S)
+        process.world.sleep(WORK_S)
     except KeyError as error:
         raise MlopsError("the job could not start", seen=str(error)) from error
     finally:
         for ident in servers:
             cloud.ask("compute", "DELETE", f"/v2.1/servers/{ident}")
-        process.world.sleep(_WORK_S)
+        process.world.sleep(WORK_S)
         for ident in ports:
             cloud.ask("network", "DELETE", f"/v2.0/ports/{ident}")

@@ -17,6 +17,21 @@ from support import eventually
 CLASS = "gpu.h200.8x"
 
 
+def marker_of(owner: str, *, lasts_s: float, deployment_id: str = "") -> Marker:
+    """Of a run of somebody else: of another deployment unless one is given."""
+    until = datetime.now(UTC) + timedelta(seconds=lasts_s)
+    return Marker(
+        run_id=str(uuid.uuid4()),
+        deployment_id=deployment_id or str(uuid.uuid4()),
+        generation=1,
+        index=0,
+        nodes=1,
+        owner=owner,
+        deadline=until,
+        renewed_until=until,
+    )
+
+
 class stranger_in_our_project:  # noqa: N801 - reads as a word
     """A colleague's allocation in the same project, under a name like ours, without our marker."""
 
@@ -25,17 +40,7 @@ class stranger_in_our_project:  # noqa: N801 - reads as a word
         self._name = "ml-aaaaaaaaaaaa-g1-0"
 
     def __enter__(self) -> tuple[str, str]:
-        past = datetime.now(UTC) - timedelta(hours=1)
-        marker = Marker(
-            run_id=str(uuid.uuid4()),
-            deployment_id=str(uuid.uuid4()),
-            generation=1,
-            index=0,
-            nodes=1,
-            owner="colleague",
-            deadline=past,
-            renewed_until=past,
-        )
+        marker = marker_of("colleague", lasts_s=-3600.0)
         self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
         eventually(lambda: self._state() == "active", within_s=20, what="the colleague has a machine")
         allocation = self._api.get_allocation(self._name)
@@ -67,17 +72,7 @@ class other_tenant:  # noqa: N801 - reads as a word
         self._name = "ml-bbbbbbbbbbbb-g1-0"
 
     def __enter__(self) -> tuple[IronicApi, str]:
-        past = datetime.now(UTC) - timedelta(hours=1)
-        marker = Marker(
-            run_id=str(uuid.uuid4()),
-            deployment_id=self._deployment,
-            generation=1,
-            index=0,
-            nodes=1,
-            owner="other",
-            deadline=past,
-            renewed_until=past,
-        )
+        marker = marker_of("other", lasts_s=-3600.0, deployment_id=self._deployment)
         self._api.create_allocation(name=self._name, resource_class=CLASS, traits=(), marker=marker)
         return self._api, self._name
 

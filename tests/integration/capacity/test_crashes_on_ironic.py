@@ -15,20 +15,18 @@ import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import requests
 
-from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers.ironic_api import IronicApi
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import Settings
 from support import deploy_by_hand, eventually
 from support_crashes import Bed, crash_in_pairs
-from support_strangers import CLASS, other_tenant, stranger_in_our_project
+from support_strangers import CLASS, marker_of, other_tenant, stranger_in_our_project
 from support_wire import Sent, Wire, torn_down_twice
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -100,17 +98,7 @@ class Tenant:
             self._operator.baremetal.set_node_provision_state(self._node_id, "deleted")
 
     def _wait(self) -> None:
-        until = datetime.now(UTC) + timedelta(hours=1)
-        marker = Marker(
-            run_id=str(uuid.uuid4()),
-            deployment_id=str(uuid.uuid4()),
-            generation=1,
-            index=0,
-            nodes=1,
-            owner="tenant",
-            deadline=until,
-            renewed_until=until,
-        )
+        marker = marker_of("tenant", lasts_s=3600.0)
         while not self._stop.is_set():
             machine = self._api.get_machine(self._node_id)
             if machine is not None and machine.provision_state == "available" and not machine.allocation_id:
