@@ -14,6 +14,7 @@ from mlops_sdk.errors import NodeFailed, ServiceUnavailable
 from mlops_sdk.pollers import Pollers
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.steps import adrive
+from mlops_sdk.testing import cloud as cloud_module
 from mlops_sdk.testing.cloud import FakeBaremetal, FakeCloud
 from mlops_sdk.testing.settings import fake_settings
 from support_waiting import FastClock
@@ -119,8 +120,11 @@ async def test_a_cloud_that_stays_away_ends_the_wait_with_its_own_error_and_noth
     assert not slow.held
 
 
-async def test_a_provider_that_cannot_show_everything_is_asked_by_each(cloud, monkeypatch):
-    monkeypatch.delattr(StaticHosts, "sights")
+async def test_a_provider_that_cannot_show_everything_is_asked_by_each(monkeypatch):
+    class Unlisted(StaticHosts):
+        sights = None
+
+    monkeypatch.setattr(cloud_module, "StaticHosts", Unlisted)
     hosts = FakeCloud(hosts=2)
     pollers = Pollers()
     assert pollers.of(hosts.services(), "static") is None
