@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         schedules=arguments.schedules,
         replay=arguments.replay,
         provider=arguments.provider,
+        processes=arguments.processes,
     )
     report = benchmark.run(options)
     print(last_line(arguments.name, report), flush=True)
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedules", type=int, default=0, help="leaks: how many schedules in all")
     parser.add_argument("--replay", default="", help="leaks: run this one again, and print every call")
     parser.add_argument("--provider", default="", help="leaks: ironic, nova, or nova-root (servers boot from volumes)")
+    parser.add_argument("--processes", type=int, default=0, help="leaks: in how many; else one for each core")
     return parser
 
 

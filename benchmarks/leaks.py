@@ -108,10 +108,10 @@ def run(options: Options) -> Report:
         return _replay(options.replay, provider)
     count = options.schedules or (_QUICK if options.quick else _USUAL)
     schedules = list(_chosen(count, options.seed, scene))
-    cores = len(os.sched_getaffinity(0))
-    print(f"leaks: {len(schedules)} schedules on {cores} processes", flush=True)
+    processes = options.processes or len(os.sched_getaffinity(0))
+    print(f"leaks: {len(schedules)} schedules in {processes} process{'es' * (processes > 1)}", flush=True)
     began = time.monotonic()
-    tally = run_all(schedules, cores, provider)
+    tally = run_all(schedules, processes, provider)
     wall_s = time.monotonic() - began
     peers = min(_PEERS, count)
     with stage():

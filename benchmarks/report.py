@@ -22,6 +22,7 @@ class Options:
         schedules: Of `leaks`: how many; 0 for its usual number.
         replay: Of `leaks`: the one to run again, with every call printed.
         provider: Of `leaks`: whose machines are leased; "" for its usual one.
+        processes: Of `leaks`: how many work at once; 0 for one on each core.
     """
 
     quick: bool = False
@@ -29,6 +30,7 @@ class Options:
     schedules: int = 0
     replay: str = ""
     provider: str = ""
+    processes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ import openstack.exceptions
 import pytest
 from pydantic import SecretStr
 
+import support_leaks
 from mlops_sdk.airflow_rest import AirflowRest
 from mlops_sdk.config import Settings
 from mlops_sdk.local import control
@@ -39,6 +41,43 @@ REPOSITORY = Path(__file__).parent.parent
 HELD = ("airflow-db",)
 ENVIRONMENT = {"MLOPS_AIRFLOW_EXTRA_DAGS": str(REPOSITORY / "tests" / "stack_dags")}
 _START_TIMEOUT_S = 240.0
+
+
+_SCHEDULES = "unit/leaks/test_drawn_schedules.py"
+_FOLDER = pytest.StashKey[Path]()
+_PLAYER = pytest.StashKey["subprocess.Popen[bytes]"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Test processes inherit where the drawn schedules are played (see `support_leaks`)."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="mlops-schedules-"))
+        os.environ[support_leaks.FOLDER] = str(config.stash[_FOLDER])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One process: it knows its tests."""
+    _play(session.config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """Several processes: each of them knows all tests, and says so to the one that leads."""
+    _play(node.config, ids)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nothing of it stays."""
+    if player := config.stash.get(_PLAYER, None):
+        support_leaks.stop(player)
+    if folder := config.stash.get(_FOLDER, None):
+        shutil.rmtree(folder)
+
+
+def _play(config: pytest.Config, ids: Sequence[str]) -> None:
+    leads = _FOLDER in config.stash and not config.option.collectonly
+    if leads and _PLAYER not in config.stash and any(_SCHEDULES in each for each in ids):
+        config.stash[_PLAYER] = support_leaks.start(config.stash[_FOLDER])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
