@@ -1,7 +1,8 @@
 """The flavors, network and limits of the embedded stack's Nova. Pure data.
 
 The host behind them (`infra/local/compute_drivers`): two NUMA nodes with 56 cores each to pin, eight A100 80GB, of
-which four are passed through, two are divided into four vGPUs, and two into seven MIG instances.
+which four are passed through, two are divided into four vGPUs, and two into seven MIG instances. Behind the last
+flavor are whole machines of Ironic (`inventory.metal_inventory`), where the stack has these.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Final
 
 CARD_TRAIT: Final = "CUSTOM_GPU_A100_80GB"
 MIG_CLASS: Final = "CUSTOM_MIG_1G_10GB"
+METAL_FLAVOR: Final = "gpu.h200.metal"
+METAL_RESOURCE: Final = "CUSTOM_METAL_H200_8X"  # `inventory.METAL_CLASS` as Placement writes it
 NETWORK: Final = "machines"
 _PINNED: Final = {"hw:cpu_policy": "dedicated", "hw:numa_nodes": "1"}
 
@@ -50,6 +53,19 @@ FLAVORS: Final = (
         extra_specs={f"resources:{MIG_CLASS}": "1", f"trait:{CARD_TRAIT}": "required", **_PINNED},
     ),
     Flavor(name="cpu.small", vcpus=1, memory_mib=2_048, disk_gib=10),
+    Flavor(
+        name=METAL_FLAVOR,
+        vcpus=224,
+        memory_mib=2_097_152,
+        disk_gib=3_576,
+        extra_specs={
+            f"resources:{METAL_RESOURCE}": "1",
+            "resources:VCPU": "0",
+            "resources:MEMORY_MB": "0",
+            "resources:DISK_GB": "0",
+            "trait:CUSTOM_GPU_H200": "required",
+        },
+    ),
 )
 
 EXPECTED: Final[Mapping[str, Mapping[str, str | int | bool]]] = {
@@ -64,4 +80,5 @@ EXPECTED: Final[Mapping[str, Mapping[str, str | int | bool]]] = {
     "gpu.a100.vgpu": {"delivery": "vgpu", "accelerators": 1, "card": "A100 80GB", "pinned": True},
     "gpu.a100.mig": {"delivery": "mig", "accelerators": 1, "card": "A100 80GB", "pinned": True},
     "cpu.small": {"delivery": "none"},
+    METAL_FLAVOR: {"delivery": "bare_metal", "accelerators": 8, "card": "H200"},
 }

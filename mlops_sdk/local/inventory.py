@@ -1,5 +1,7 @@
 """The reference inventory of the embedded stack: four 8x H200 servers on two InfiniBand leaves. Pure data.
 
+With the compute profile come two more on a third leaf, which are set aside for Nova.
+
 Only the hardware is made up: what stands here is what the BMCs report, what Ironic is told, and what the machines'
 network uses. Everything follows from the stack's subnet and the node's number, so two calls give equal inventories.
 """
@@ -7,17 +9,21 @@ network uses. Everything follows from the stack's subnet and the node's number, 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 RESOURCE_CLASS = "gpu.h200.8x"
 TRAITS = ("CUSTOM_GPU_H200", "CUSTOM_IB_NDR400", "CUSTOM_RAILS_8")
 IMAGE_NAME = "train-1"
+METAL_CLASS = "metal.h200.8x"
+METAL_SHARD = "nova"
 
 _RAILS = 8
 _GPUS = 8
 _DRIVES = 8
 _NODES_PER_LEAF = 2
+_METAL = (5, 6)  # their numbers
 _FIRST_NODE_HOST = 11  # node 1 is .11: the bridge has .1, and numbers stay readable
 
 
@@ -118,13 +124,20 @@ class MachineInventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """All machines of a stack, what they are for a scheduler, and their image."""
+    """Machines of a stack, what they are for a scheduler, and their image.
+
+    Attributes:
+        shard: Of Ironic: which part of its machines somebody else may manage; "" for those that nobody else does.
+        unowned: Names of machines that belong to no project: in Ironic only who operates the cloud sees them.
+    """
 
     subnet: str
     resource_class: str
     traits: tuple[str, ...]
     image: str
     machines: tuple[MachineInventory, ...]
+    shard: str = ""
+    unowned: tuple[str, ...] = ()
 
 
 def reference_inventory(subnet: str, *, machines: int = 4, image: str = IMAGE_NAME) -> Inventory:
@@ -144,8 +157,30 @@ def reference_inventory(subnet: str, *, machines: int = 4, image: str = IMAGE_NA
     )
 
 
+def metal_inventory(subnet: str, *, image: str = IMAGE_NAME) -> Inventory:
+    """What Nova leases as whole machines: two, of which one belongs to the project of the stack's user.
+
+    Example:
+        >>> [m.address for m in metal_inventory("10.77.3.0/24").machines]
+        ['10.77.3.15', '10.77.3.16']
+    """
+    network = ipaddress.IPv4Network(subnet)
+    names = ("metal-01", "metal-02")
+    return Inventory(
+        subnet=str(network),
+        resource_class=METAL_CLASS,
+        traits=TRAITS,
+        image=image,
+        machines=tuple(
+            replace(_machine(network, number), name=name) for number, name in zip(_METAL, names, strict=True)
+        ),
+        shard=METAL_SHARD,
+        unowned=names[1:],
+    )
+
+
 def farm_config(
-    inventory: Inventory,
+    machines: Iterable[MachineInventory],
     *,
     port: int,
     username: str,
@@ -158,7 +193,7 @@ def farm_config(
     """The configuration file of the BMC farm (`infra/local/farm/farm.py --config`). Holds a password: write it 0600.
 
     Args:
-        inventory: The machines behind the BMCs.
+        machines: Those behind the BMCs.
         port: TCP port on loopback where all BMCs answer.
         username: The BMC account.
         password: Its password.
@@ -175,7 +210,7 @@ def farm_config(
         "image_dir": image_dir,
         "scratch_mib": scratch_mib,
         "fabric": fabric,
-        "machines": [asdict(machine) for machine in inventory.machines],
+        "machines": [asdict(machine) for machine in machines],
     }
 
 

@@ -68,7 +68,7 @@ def services_of(
             needs=("keystone", "ceph-rgw"),
             prepare=lambda: write_settings(site, nova=COMPUTE in profiles),
         ),
-        *machine_services(site, network, faults=faults),
+        *machine_services(site, network, faults=faults, metal=COMPUTE in profiles),
         serving_service(site, network),
         *airflow_services(
             site,

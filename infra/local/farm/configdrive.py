@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pycdlib
-from pycdlib.pycdlibexception import PyCdlibException
+from pycdlib.pycdlibexception import PyCdlibException, PyCdlibInvalidInput
 
 _CLOUD_CONFIG = "#cloud-config"
 
@@ -20,6 +20,7 @@ class ConfigDrive:
 
     meta_data: dict[str, Any]
     user_data: dict[str, Any] = field(repr=False)
+    network_data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hostname(self) -> str:
@@ -31,6 +32,12 @@ class ConfigDrive:
         """The run the machine belongs to, or "": machines of one run may talk to each other."""
         of_server = (self.meta_data.get("meta") or {}).get("mlops.run_id")  # Nova's servers: flat, text only
         return str((self.meta_data.get("mlops") or {}).get("run_key") or of_server or "")
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address that it shall have, or "" for its own: the first that the network data fix."""
+        networks = self.network_data.get("networks") or []
+        return next((str(n["ip_address"]) for n in networks if n.get("type") == "ipv4" and n.get("ip_address")), "")
 
 
 def read(path: Path) -> ConfigDrive | None:
@@ -47,15 +54,23 @@ def read(path: Path) -> ConfigDrive | None:
             iso.open_fp(image)
             meta_data = _content(iso, "meta_data.json")
             user_data = _content(iso, "user_data")
+            network_data = _content(iso, "network_data.json", default="{}")
             iso.close()
     except PyCdlibException as error:
         raise ValueError(f"{path.name} is not a config drive: {error}") from error
-    return ConfigDrive(meta_data=json.loads(meta_data), user_data=_cloud_config(user_data))
+    return ConfigDrive(
+        meta_data=json.loads(meta_data), user_data=_cloud_config(user_data), network_data=json.loads(network_data)
+    )
 
 
-def _content(iso: pycdlib.PyCdlib, name: str) -> str:
+def _content(iso: pycdlib.PyCdlib, name: str, *, default: str | None = None) -> str:
     content = io.BytesIO()
-    iso.get_file_from_iso_fp(content, rr_path=f"/openstack/latest/{name}")
+    try:
+        iso.get_file_from_iso_fp(content, rr_path=f"/openstack/latest/{name}")
+    except PyCdlibInvalidInput:
+        if default is None:
+            raise
+        return default
     return content.getvalue().decode()
 
 

@@ -36,6 +36,7 @@ class Machine:
         self.uuid = str(description["system_uuid"])
         self.description = description
         self.slot = Path(farm["state_dir"]) / self.name
+        self._address = str(description["address"])  # until it is told another
         self._farm = farm
         self._fabric = fabric
         self._supply: subprocess.Popen[str] | None = None
@@ -61,7 +62,8 @@ class Machine:
             with console.open("w") as output:
                 output.write(f"power on{problem}\n")
                 output.flush()
-                run_key = drive.run_key if drive else ""
+                run_key, address = (drive.run_key, drive.address) if drive else ("", "")
+                self._address = address or str(self.description["address"])
                 self._fabric.admit(Plug(name=self.name, mac=self._mac, address=self._address, run_key=run_key))
                 self._supply = _starter.submit(_start_supply, self._specification(drive), output).result()
 
@@ -82,10 +84,6 @@ class Machine:
     @property
     def _mac(self) -> str:
         return str(self.description["ethernet"][0]["mac"])
-
-    @property
-    def _address(self) -> str:
-        return str(self.description["address"])
 
     def _read_config_drive(self) -> tuple[configdrive.ConfigDrive | None, str]:
         try:

@@ -6,7 +6,7 @@ servers are machines of the stack's network. Started with `mlops local up --with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -14,6 +14,7 @@ from typing import Final, Literal
 from mlops_sdk.local.layout import write_private_json
 from mlops_sdk.local.probes import answers_http, said
 from mlops_sdk.local.service import Command, Service
+from mlops_sdk.local.services import metal
 from mlops_sdk.local.services.compute_offer import HOST, PHYSICAL_NETWORK, offer
 from mlops_sdk.local.services.keystone import register
 from mlops_sdk.local.services.machines import MachineNetwork
@@ -24,8 +25,14 @@ _USERS: Final = ("cinder", "glance", "neutron", "nova", "placement")
 _STARTED: Final = "node (version"  # what Nova and Cinder log when a process of theirs begins to work
 _DAEMONS: Final = ("nova-conductor", "nova-scheduler", "nova-compute", "cinder-scheduler", "cinder-volume")
 _QUIET: Final = {"PYTHONWARNINGS": "ignore"}  # hundreds of deprecations among OpenStack's own modules at each start
+_COMPUTE: Final = "nova.cmd.compute"
 _HOST_CONFIG: Final = "nova-compute.conf"
 _APIS: Final = ("placement", "glance", "neutron", "nova-api", "cinder-api")
+
+
+def _nothing() -> None:
+    return
+
 
 Part = Literal["cinder", "glance", "neutron", "nova", "placement"]
 
@@ -60,6 +67,7 @@ def compute_services(site: Site, network: MachineNetwork, *, faults: bool) -> tu
         nova.daemon("nova-conductor", "nova.cmd.conductor"),
         nova.daemon("nova-scheduler", "nova.cmd.scheduler", needs=("placement", "compute-identity")),
         _compute_host(site, network, nova),
+        _metal_host(site, nova),
         cinder.tables(),
         cinder.api("cinder.wsgi.api:application", {}, needs=("cinder-tables", "rabbitmq"), name="cinder-api"),
         cinder.daemon("cinder-scheduler", "cinder.cmd.scheduler"),
@@ -70,6 +78,7 @@ def compute_services(site: Site, network: MachineNetwork, *, faults: bool) -> tu
             address=site.url("nova"),
             prepare=lambda: offer(site),
         ),
+        Service(name="metal", needs=("compute", metal.NAME), prepare=lambda: metal.wait_for_machines(site)),
     )
 
 
@@ -132,30 +141,33 @@ class _Component:
             probe=lambda: answers_http(port, "/"),
         )
 
-    def daemon(self, name: str, module: str, *, needs: tuple[str, ...] = ()) -> Service:
-        """One of its other processes."""
+    def daemon(
+        self,
+        name: str,
+        module: str,
+        *,
+        needs: tuple[str, ...] = (),
+        configs: tuple[Path, ...] = (),
+        prepare: Callable[[], None] = _nothing,
+        address: str = "",
+    ) -> Service:
+        """One of its other processes; `configs` in place of its settings, a later one counts before an earlier one."""
         life = _Life(self.site.layout.log(name))
         return Service(
             name=name,
             needs=(f"{self.name}-tables", "rabbitmq", *needs),
             heavy=True,
-            command=lambda: life.of(self.command(module)),
+            address=address,
+            prepare=prepare,
+            command=lambda: life.of(self.command(module, *configs)),
             probe=life.begun,
         )
 
-    def command(self, module: str, config: str = "") -> Command:
+    def command(self, module: str, *configs: Path) -> Command:
         """How one of its console scripts is run."""
         runner = self.site.tools.infra("openstack", "run_service.py")
-        return Command(
-            argv=(
-                str(self.site.tools.compute_python),
-                str(runner),
-                module,
-                "--config-file",
-                str(self.root / config if config else self.config),
-            ),
-            env=_QUIET,
-        )
+        files = [part for config in configs or (self.config,) for part in ("--config-file", str(config))]
+        return Command(argv=(str(self.site.tools.compute_python), str(runner), module, *files), env=_QUIET)
 
     def prepare(self) -> None:
         """Settings, and once the tables."""
@@ -175,13 +187,21 @@ class _Component:
             log=self.site.layout.log(f"{self.name}-setup"),
         )
 
-    def _write_config(self) -> None:
-        login = {
+    @property
+    def login(self) -> str:
+        """How it logs in at the others: the lines of one section."""
+        return self.site.fill("keystone_login.conf", self._account)
+
+    @property
+    def _account(self) -> dict[str, str]:
+        return {
             "keystone": f"{self.site.url('keystone')}/v3",
             "username": self.name,
             "password": self.site.secrets.keystone_compute,
             "service_type": self.kind,
         }
+
+    def _write_config(self) -> None:
         database = f"sqlite:///{self.root}/{self.name}.db?timeout=60"
         api_database = f"sqlite:///{self.root}/{self.name}-api.db?timeout=60"
         values = {
@@ -196,8 +216,8 @@ class _Component:
             "physical_network": PHYSICAL_NETWORK,
             "database": database,
             "databases": self.site.fill("nova_databases.conf", {"database": database, "api_database": api_database}),
-            "login": self.site.fill("keystone_login.conf", login),
-            "authtoken": self.site.fill("keystone_authtoken.conf", login),
+            "login": self.login,
+            "authtoken": self.site.fill("keystone_authtoken.conf", self._account),
             **self.more,
         }
         template = self.template or f"{self.name}.conf"
@@ -225,6 +245,7 @@ class _Life:
 
 def _compute_host(site: Site, network: MachineNetwork, nova: _Component) -> Service:
     """The host. Its servers are this process's children: when it dies, so do they, and it starts them again."""
+    needs = ("nova-conductor", "placement", "neutron", "compute-identity", "network")
 
     def prepare() -> None:
         settings = {
@@ -234,15 +255,20 @@ def _compute_host(site: Site, network: MachineNetwork, nova: _Component) -> Serv
         }
         write_private_json(_host_settings(site), settings)
 
-    life = _Life(site.layout.log("nova-compute"))
-    return Service(
-        name="nova-compute",
-        needs=("nova-conductor", "placement", "neutron", "compute-identity", "network"),
-        heavy=True,
-        address=HOST,
-        prepare=prepare,
-        command=lambda: life.of(nova.command("nova.cmd.compute", _HOST_CONFIG)),
-        probe=life.begun,
+    configs = (nova.root / _HOST_CONFIG,)
+    return nova.daemon("nova-compute", _COMPUTE, needs=needs, configs=configs, prepare=prepare, address=HOST)
+
+
+def _metal_host(site: Site, nova: _Component) -> Service:
+    """The host that stands for the machines of Ironic which are set aside for Nova."""
+    own = site.layout.data(metal.NAME) / _HOST_CONFIG
+    return nova.daemon(
+        metal.NAME,
+        _COMPUTE,
+        needs=("nova-conductor", "placement", "neutron", "glance", "compute-identity", "metal-nodes"),
+        configs=(nova.root / _HOST_CONFIG, own),
+        prepare=lambda: metal.prepare(site, own, login=nova.login),
+        address=metal.HOST,
     )
 
 
@@ -251,7 +277,7 @@ def _host_settings(site: Site) -> Path:
 
 
 def _driver(*, faults: bool) -> str:
-    return "GpuHostWithFaults" if faults else "GpuHost"
+    return f"compute_drivers.{'GpuHostWithFaults' if faults else 'GpuHost'}"
 
 
 def _register(site: Site) -> None:
@@ -266,7 +292,3 @@ def _register(site: Site) -> None:
             ("cinder", "block-storage", f"{site.url('cinder')}/v3"),
         ),
     )
-
-
-def _nothing() -> None:
-    return

@@ -22,6 +22,7 @@ PHYSICAL_NETWORK: Final = "machines"
 _SUBNET: Final = "machines-v4"
 _FIRST, _LAST = 100, 179  # of the stack's subnet: below are the machines behind BMCs, above static hosts
 _INSTANCES: Final = {OUR_PROJECT: 12, OTHER_PROJECT: 2}
+_STANDS_FOR: Final = "machine_image"  # what `infra/local/ironic_machine` looks for
 _IMAGE_BYTES: Final = b"This machine boots what the stack's Python image holds.\n".ljust(512, b"\0")
 _WITHIN_S: Final = 90.0
 _EVERY_S: Final = 0.5
@@ -34,16 +35,16 @@ def offer(site: Site) -> None:
         StackError: the host does not appear in Nova or Placement.
     """
     cloud: Any = connect(site, "admin", site.secrets.keystone_admin, project_name="admin")
-    _image(cloud)
+    _image(cloud, f"file://{site.tools.node_image}")
     network = _network(cloud, site.addresses.subnet)
     for flavor in FLAVORS:
         _flavor(cloud, flavor)
     projects = identity(site)["projects"]
     for project, instances in _INSTANCES.items():
         cloud.set_compute_quotas(projects[project], instances=instances)
-    _until(lambda: _has_gpus(cloud), f"{HOST} reports its GPUs to Placement", "nova-compute")
-    _until(lambda: _is_mapped(cloud), f"Nova may place servers on {HOST}", "nova-scheduler")
-    _until(lambda: _has_volumes(cloud), "Cinder has a place for volumes", "cinder-volume")
+    wait_until(lambda: _has_gpus(cloud), f"{HOST} reports its GPUs to Placement", "nova-compute")
+    wait_until(lambda: _is_mapped(cloud), f"Nova may place servers on {HOST}", "nova-scheduler")
+    wait_until(lambda: _has_volumes(cloud), "Cinder has a place for volumes", "cinder-volume")
     write_private_json(
         site.layout.compute_json,
         {
@@ -57,8 +58,12 @@ def offer(site: Site) -> None:
     )
 
 
-def _image(cloud: Any) -> None:
-    if cloud.image.find_image(IMAGE_NAME) is not None:
+def _image(cloud: Any, folder: str) -> None:
+    """The image; Ironic is told by its property what to boot, and Nova's own host boots that anyway."""
+    there = cloud.image.find_image(IMAGE_NAME)
+    if there is not None:
+        if there.properties.get(_STANDS_FOR) != folder:
+            cloud.image.update_image(there, **{_STANDS_FOR: folder})
         return
     for half_made in cloud.image.images(name=IMAGE_NAME):
         cloud.image.delete_image(half_made)
@@ -69,6 +74,7 @@ def _image(cloud: Any) -> None:
         disk_format="raw",
         visibility="public",
         validate_checksum=False,
+        **{_STANDS_FOR: folder},
     )
 
 
@@ -123,7 +129,12 @@ def _has_volumes(cloud: Any) -> bool:
     return any(s.binary == "cinder-volume" and s.state == "up" for s in cloud.block_storage.services())
 
 
-def _until(condition: Callable[[], bool], what: str, service: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, service: str) -> None:
+    """Look until it is so.
+
+    Raises:
+        StackError: not within the time for it.
+    """
     deadline = time.monotonic() + _WITHIN_S
     while not condition():
         if time.monotonic() > deadline:

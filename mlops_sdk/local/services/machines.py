@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,23 @@ from mlops_sdk.local.site import Site
 _BMC_USER = "mlops"
 
 
-def machine_services(site: Site, network: MachineNetwork, *, faults: bool) -> tuple[Service, ...]:
-    """Network, BMC farm, enrolment and reaper. With `faults`, the nodes' deploy interface fails on demand."""
-    return (network.service(), _farm(site, network), _nodes(site, faults=faults), _reaper(site))
+def machine_services(site: Site, network: MachineNetwork, *, faults: bool, metal: bool = False) -> tuple[Service, ...]:
+    """Network, BMC farm, enrolment and reaper.
+
+    With `faults`, the nodes' deploy interface fails on demand; with `metal`, there are machines for Nova besides.
+    """
+    ours = inventory.reference_inventory(site.addresses.subnet)
+    of_nova = inventory.metal_inventory(site.addresses.subnet)
+    return (
+        network.service(),
+        _farm(site, network, (*ours.machines, *of_nova.machines) if metal else ours.machines),
+        _nodes(site, "nodes", ours, faults=faults),
+        *((_nodes(site, "metal-nodes", of_nova, faults=faults),) if metal else ()),
+        _reaper(site),
+    )
 
 
-def _farm(site: Site, network: MachineNetwork) -> Service:
+def _farm(site: Site, network: MachineNetwork, machines: Iterable[inventory.MachineInventory]) -> Service:
     """The BMCs. A machine's processes are the farm's children: a farm that dies takes its machines with it."""
     config = site.layout.data("farm") / "config.json"
     script = site.tools.infra("farm", "farm.py")
@@ -35,7 +47,7 @@ def _farm(site: Site, network: MachineNetwork) -> Service:
         write_private_json(
             config,
             inventory.farm_config(
-                _inventory(site),
+                machines,
                 port=site.addresses.bmc,
                 username=_BMC_USER,
                 password=site.secrets.bmc_password,
@@ -55,14 +67,14 @@ def _farm(site: Site, network: MachineNetwork) -> Service:
     )
 
 
-def _nodes(site: Site, *, faults: bool) -> Service:
+def _nodes(site: Site, name: str, of: inventory.Inventory, *, faults: bool) -> Service:
     """Each machine enrolled and `available`, unless somebody holds it."""
 
     def prepare() -> None:
-        with site.layout.log("nodes").open("a") as log:
+        with site.layout.log(name).open("a") as log:
             enroll(
                 connect(site, "admin", site.secrets.keystone_admin, system_scope="all"),
-                _inventory(site),
+                of,
                 bmc=BmcAccess(url=site.url("bmc"), username=_BMC_USER, password=site.secrets.bmc_password),
                 owner_project_id=identity(site)["projects"][OUR_PROJECT],
                 machine_root=_machines(site),
@@ -70,12 +82,8 @@ def _nodes(site: Site, *, faults: bool) -> Service:
                 say=lambda line: print(line, file=log, flush=True),
             )
 
-    names = ", ".join(machine.name for machine in _inventory(site).machines)
-    return Service(name="nodes", needs=("keystone", "ironic", "farm"), address=names, prepare=prepare)
-
-
-def _inventory(site: Site) -> inventory.Inventory:
-    return inventory.reference_inventory(site.addresses.subnet)
+    names = ", ".join(machine.name for machine in of.machines)
+    return Service(name=name, needs=("keystone", "ironic", "farm"), address=names, prepare=prepare)
 
 
 def _machines(site: Site) -> Path:

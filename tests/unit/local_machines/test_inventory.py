@@ -45,7 +45,7 @@ def test_identities_are_unique() -> None:
 
 def test_the_farms_configuration_is_json() -> None:
     config = farm_config(
-        reference_inventory(SUBNET),
+        reference_inventory(SUBNET).machines,
         port=1,
         username="bmc",
         password="secret",

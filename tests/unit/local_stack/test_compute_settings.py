@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,22 @@ from mlops_sdk.capacity.flavors import check_flavor
 from mlops_sdk.config import NovaSettings
 from mlops_sdk.local import secrets
 from mlops_sdk.local.addresses import choose_or_load
-from mlops_sdk.local.flavors import CARD_TRAIT, EXPECTED, FLAVORS, MIG_CLASS, NETWORK
+from mlops_sdk.local.flavors import (
+    CARD_TRAIT,
+    EXPECTED,
+    FLAVORS,
+    METAL_FLAVOR,
+    METAL_RESOURCE,
+    MIG_CLASS,
+    NETWORK,
+)
+from mlops_sdk.local.inventory import METAL_CLASS, metal_inventory, reference_inventory
 from mlops_sdk.local.layout import Layout, Tools
 from mlops_sdk.local.service import Service, in_start_order, with_needs
 from mlops_sdk.local.services.compute import compute_services
+from mlops_sdk.local.services.ironic import ironic_service
 from mlops_sdk.local.services.keystone import keystone_service
-from mlops_sdk.local.services.machines import MachineNetwork
+from mlops_sdk.local.services.machines import MachineNetwork, machine_services
 from mlops_sdk.local.site import Site
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,7 +70,13 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def services(site: Site) -> dict[str, Service]:
     network = MachineNetwork(site=site)
-    every = (keystone_service(site), network.service(), *compute_services(site, network, faults=False))
+    every = (
+        keystone_service(site),
+        ironic_service(site, needs=(), faults=False),
+        *machine_services(site, network, faults=False, metal=True),
+        *(Service(name=name) for name in ("settings",)),
+        *compute_services(site, network, faults=False),
+    )
     return {service.name: service for service in in_start_order(every)}
 
 
@@ -110,7 +127,28 @@ def test_no_command_carries_a_secret(site: Site, services: dict[str, Service]) -
 
 
 def test_what_is_offered_needs_every_service_of_the_profile(services: dict[str, Service]) -> None:
-    assert {service.name for service in with_needs(tuple(services.values()), ("compute",))} == set(services)
+    every = {service.name for service in with_needs(tuple(services.values()), ("metal", "settings", "nodes", "reaper"))}
+    assert every == set(services)
+    without_metal = {service.name for service in with_needs(tuple(services.values()), ("compute",))}
+    assert every - without_metal == {
+        *("metal", "nova-metal", "metal-nodes"),
+        *("ironic", "farm", "nodes", "reaper", "settings"),
+    }
+
+
+def test_machines_of_ironic_are_offered_by_a_host_of_their_own_shard(site: Site, services: dict[str, Service]) -> None:
+    services["nova-metal"].prepare()
+    own = site.layout.data("nova-metal")
+    assert services["nova-metal"].command is not None
+    files = [Path(part) for part in services["nova-metal"].command().argv if part.endswith(".conf")]
+    assert files == [site.layout.data("nova") / "nova-compute.conf", own / "nova-compute.conf"]
+    metal = settings(files[1])
+    assert metal["DEFAULT"]["compute_driver"] == "ironic.IronicDriver"
+    assert metal["ironic"]["shard"] == metal_inventory("10.77.3.0/24").shard
+    assert reference_inventory("10.77.3.0/24").shard == ""
+    assert stat.S_IMODE((own / "mkisofs").stat().st_mode) == 0o700
+    assert metal["DEFAULT"]["mkisofs_cmd"] == str(own / "mkisofs")
+    assert f"CUSTOM_{re.sub('[^A-Z0-9]', '_', METAL_CLASS.upper())}" == METAL_RESOURCE
 
 
 def test_flavors_ask_for_what_the_host_has(hardware: Any) -> None:
@@ -119,7 +157,7 @@ def test_flavors_ask_for_what_the_host_has(hardware: Any) -> None:
     assert card_named(CARD_TRAIT) == card
     parts = [inventory for part in hardware.divided_cards("host").values() for inventory in part.items()]
     assert max(part["total"] for name, part in parts if name == MIG_CLASS) == 7
-    for flavor in FLAVORS:
+    for flavor in (flavor for flavor in FLAVORS if flavor.name != METAL_FLAVOR):
         asked = {key.removeprefix("resources:") for key in flavor.extra_specs if key.startswith("resources:")}
         assert asked <= {name for name, _ in parts}
         assert flavor.vcpus <= hardware.CORES - hardware.SHARED

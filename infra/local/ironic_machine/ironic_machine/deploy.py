@@ -10,15 +10,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ironic.common import exception, states
+from ironic.common import context, exception, image_service, states
 from ironic.conductor import task_manager
 from ironic.drivers import base
 from oslo_log import log
+from oslo_utils import uuidutils
 
 from ironic_machine import configdrive, session_keys
 from ironic_machine.slot import Slot
 
 LOG = log.getLogger(__name__)
+_IMAGE_PROPERTY = "machine_image"
 
 
 class MachineDeploy(base.DeployInterface):
@@ -114,18 +116,33 @@ class MachineDeploy(base.DeployInterface):
 
 
 def image_of(task: task_manager.TaskManager) -> Path:
-    """The folder that the node is told to boot.
+    """The folder that the node is told to boot: named by ``image_source``, or by the image of Glance that this names.
 
     Raises:
-        MissingParameterValue, InvalidParameterValue: `instance_info["image_source"]` is no ``file://`` folder here.
+        MissingParameterValue, InvalidParameterValue: `instance_info["image_source"]` is no ``file://`` folder here, and
+            no image of Glance whose property ``machine_image`` is one.
     """
     source = task.node.instance_info.get("image_source")
     if not source:
         raise exception.MissingParameterValue(f"instance_info of node {task.node.uuid} lacks image_source")
+    if uuidutils.is_uuid_like(source):
+        source = _folder_of_image(source)
     path = Path(source.removeprefix("file://"))
     if not source.startswith("file://") or not path.is_dir():
         raise exception.InvalidParameterValue(f"image_source {source!r} is not a folder here: file:///...")
     return path
+
+
+def _folder_of_image(image_id: str) -> str:
+    """What an image of Glance says it stands for. Read with Ironic's own login: the caller's may expire meanwhile."""
+    try:
+        image = image_service.GlanceImageService(context=context.get_admin_context()).show(image_id)
+    except exception.IronicException as error:
+        raise exception.InvalidParameterValue(f"image {image_id}: {error}") from error
+    folder = (image.get("properties") or {}).get(_IMAGE_PROPERTY)
+    if not folder:
+        raise exception.InvalidParameterValue(f"image {image_id} has no property {_IMAGE_PROPERTY}")
+    return str(folder)
 
 
 def slot_of(task: task_manager.TaskManager) -> Slot:
