@@ -175,7 +175,7 @@ class IronicLeases(Provider):
     def take_out(self, node_id: str, words: str) -> bool:
         """See `Fencing.take_out`."""
         machine = self._api.get_machine(node_id)
-        if machine is None or machine.allocation_id or machine.maintenance:
+        if machine is None or machine.taken or machine.maintenance:
             return False
         try:
             self._api.put_out(node_id, f"{OURS}{words}"[:REASON_LENGTH])
@@ -237,7 +237,7 @@ def _pool_machine(machine: Machine, allocation: Allocation | None, deployment: s
         resource_class=machine.resource_class,
         state=words_of(machine),
         power=machine.power_state,
-        held_by=allocation.name if allocation else ("somebody else" if machine.allocation_id else ""),
+        held_by=allocation.name if allocation else ("somebody else" if machine.taken else ""),
         traits=machine.traits,
         free=is_free(machine),
         in_service=is_free(machine) or is_in_use(machine),

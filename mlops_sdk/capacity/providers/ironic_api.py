@@ -341,6 +341,7 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         fault=str(raw.get("fault") or ""),
         last_error=str(raw.get("last_error") or ""),
         allocation_id=str(raw.get("allocation_uuid") or ""),
+        instance_id=str(raw.get("instance_uuid") or ""),
         owner=str(raw.get("owner") or ""),
         resource_class=str(raw.get("resource_class") or ""),
         traits=tuple(sorted(raw.get("traits") or ())),

@@ -196,7 +196,7 @@ class Release(Returning):
         if allocation is not None:
             return self._look() is not None and not self.abandoned
         machine = self._api.get_machine(self._node_id)
-        return machine is not None and not machine.allocation_id
+        return machine is not None and not machine.taken
 
     def _clean_again(self, step: ReleaseStep, machine: Machine, *, overdue: bool) -> NodeEvidence | None:
         if self._by == "run":

@@ -154,7 +154,7 @@ def release_step(
             return ReleaseStep.DROP
         row = STATES.get(machine.provision_state)
         return row.held if row is not None else ReleaseStep.UNKNOWN
-    if machine is None or machine.allocation_id:
+    if machine is None or machine.taken:
         return ReleaseStep.DONE
     if stray:
         return STATES[machine.provision_state].held
@@ -197,7 +197,7 @@ def is_stray(machine: Machine, name: str) -> bool:
     """
     row = STATES.get(machine.provision_state)
     deployed = row is not None and row.left is ReleaseStep.DONE and machine.provision_state != "available"
-    return deployed and not machine.allocation_id and bool(name) and deployed_for(machine) == name
+    return deployed and not machine.taken and bool(name) and deployed_for(machine) == name
 
 
 def is_out(machine: Machine) -> bool:
@@ -207,7 +207,7 @@ def is_out(machine: Machine) -> bool:
 
 def is_unfinished(machine: Machine) -> bool:
     """Whether a machine without an allocation is stuck on its way back, so that somebody of ours has to act."""
-    return not machine.allocation_id and release_step(None, machine, recleaning=not is_out(machine)) in {
+    return not machine.taken and release_step(None, machine, recleaning=not is_out(machine)) in {
         ReleaseStep.TEAR_DOWN,
         ReleaseStep.RECLEAN,
         ReleaseStep.PROVIDE,
@@ -217,7 +217,7 @@ def is_unfinished(machine: Machine) -> bool:
 
 def why_not_by_hand(machine: Machine) -> str | None:
     """Why a machine is not cleaned for a person who asks for it, or None when it is."""
-    if machine.allocation_id:
+    if machine.taken:
         return "it is in use"
     if machine.maintenance and not is_out(machine) and FAULTS.get(machine.fault) is not ReleaseStep.RECLEAN:
         return f"somebody put it into maintenance: {machine.maintenance_reason or 'no reason given'}"
@@ -236,7 +236,7 @@ def judge_outcome(
     if machine is None:
         return Outcome.UNPROVEN if deployed else Outcome.NEVER_DEPLOYED
     step = release_step(None, machine)
-    if step in _OUT_OF_POOL or (machine.maintenance and not machine.allocation_id):
+    if step in _OUT_OF_POOL or (machine.maintenance and not machine.taken):
         return Outcome.NOT_CLEAN
     if step is not ReleaseStep.DONE:
         return Outcome.PENDING

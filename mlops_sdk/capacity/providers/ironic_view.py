@@ -42,6 +42,7 @@ class Machine:
         retired: It leaves the pool for good once it is clean.
         checked_at: When it was last seen to be in order: by its last inspection, or, while it is `available`, by the
             cleaning that made it so.
+        instance_id: Id of what has it: an allocation, or a server of Nova; "" for a machine that nobody has.
         instance: What it is, or was last, deployed with (``instance_info``); see `ironic_instance`.
     """
 
@@ -57,6 +58,7 @@ class Machine:
     fault: str = ""
     last_error: str = ""
     allocation_id: str = ""
+    instance_id: str = ""
     owner: str = ""
     resource_class: str = ""
     traits: tuple[str, ...] = ()
@@ -64,6 +66,11 @@ class Machine:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instance: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checked_at: datetime | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has it: through an allocation, or without one as Nova does."""
+        return bool(self.allocation_id or self.instance_id)
 
 
 def suits(machine: Machine, request: LeaseRequest) -> bool:
@@ -76,7 +83,7 @@ def suits(machine: Machine, request: LeaseRequest) -> bool:
 def supply_of(request: LeaseRequest, *, machines: Iterable[Machine], allocations: Iterable[Allocation]) -> Supply:
     """Count what Ironic shows of machines that suit a request."""
     suitable = [machine for machine in machines if suits(machine, request)]
-    busy = [machine for machine in suitable if machine.allocation_id or machine.provision_state in _IN_USE]
+    busy = [machine for machine in suitable if machine.taken or machine.provision_state in _IN_USE]
     free = [machine for machine in suitable if is_free(machine)]
     return Supply(
         free=len(free),
@@ -97,7 +104,7 @@ def is_free(machine: Machine) -> bool:
     """Whether Ironic could allocate this machine now."""
     return (
         machine.provision_state == "available"
-        and not machine.allocation_id
+        and not machine.taken
         and not machine.maintenance
         and bool(machine.power_state)  # Ironic's allocator skips machines whose power state it does not know
     )
@@ -105,7 +112,7 @@ def is_free(machine: Machine) -> bool:
 
 def is_in_use(machine: Machine) -> bool:
     """Whether somebody has this machine, or had it and it is being cleaned: it comes back by itself."""
-    return not machine.maintenance and (bool(machine.allocation_id) or machine.provision_state in _IN_USE)
+    return not machine.maintenance and (machine.taken or machine.provision_state in _IN_USE)
 
 
 def words_of(machine: Machine) -> str:

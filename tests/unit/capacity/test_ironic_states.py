@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlops_sdk.capacity.evidence import Cleaning, Outcome
+from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.providers.ironic_reclean import Tries, may_try, reason_to_put_out
 from mlops_sdk.capacity.providers.ironic_states import (
     FAULTS,
@@ -16,11 +18,13 @@ from mlops_sdk.capacity.providers.ironic_states import (
     ReleaseStep,
     Step,
     acquire_step,
+    is_stray,
     is_unfinished,
     judge_outcome,
     release_step,
+    why_not_by_hand,
 )
-from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine
+from mlops_sdk.capacity.providers.ironic_view import Allocation, Machine, is_free, is_in_use, supply_of
 from mlops_sdk.local.layout import Tools
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -194,3 +198,22 @@ def test_cleaning_again_pauses_longer_each_time_and_ends():
     reason = reason_to_put_out(left("clean failed", last_error="disk stuck" * 99), "ml-a-g1-0", 3)
     assert reason.startswith("mlops: 'clean failed' after ml-a-g1-0, and 3 times again: disk stuck")
     assert len(reason) == 255
+
+
+@pytest.mark.parametrize("state", sorted(STATES))
+def test_a_machine_that_nova_has_without_an_allocation_is_somebody_elses_in_every_state(state: str):
+    """Its name may be ours: Nova calls an instance what we called the server."""
+    of_nova = left(state, instance_id="server-1", power_state="power on", instance={"display_name": "ml-a-g1-0"})
+    for recleaning in (False, True):
+        assert release_step(None, of_nova, recleaning=recleaning, overdue=True) is ReleaseStep.DONE
+    assert not is_unfinished(of_nova)
+    assert not is_free(of_nova)
+    assert is_in_use(of_nova)
+    assert not is_stray(of_nova, "ml-a-g1-0")
+    assert why_not_by_hand(of_nova) == "it is in use"
+    counted = supply_of(
+        LeaseRequest(nodes=1, resource_class="c", deadline=NOW),
+        machines=[replace(of_nova, resource_class="c")],
+        allocations=[],
+    )
+    assert (counted.free, counted.busy) == (0, 1)
