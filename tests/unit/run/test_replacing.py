@@ -12,6 +12,7 @@ from mlops_sdk.capacity.members import Replacement
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.providers.ironic import IronicLeases
 from mlops_sdk.errors import LeaseLost, NoCapacity, NodeFailed, NotFenced
+from mlops_sdk.journal import EntryKind
 from mlops_sdk.run import Lease, Run
 from mlops_sdk.steps import drive
 from mlops_sdk.testing.cloud import FakeCloud, FakeMachine
@@ -128,6 +129,19 @@ def test_without_a_spare_a_new_machine_is_leased_and_never_the_lost_one():
     settled(cloud)
     assert nothing_is_left(cloud)
     assert run.prove().complete
+
+
+def test_the_journal_says_which_machine_was_cut_off_and_which_one_took_its_place(cloud):
+    with cloud.client().start_run(name="nightly") as run:
+        lease = run.lease(request(cloud))
+        lost = lease.nodes[0]
+        name = cloud.held[lost.name]
+        (by,) = set(run.replace(lost.name).nodes) - set(lease.nodes)
+        said = {(entry.action, entry.kind): entry for entry in run.journal.entries()}
+        cut_off, replaced = said["machine.fence", EntryKind.INTENT], said["node.replace", EntryKind.OUTCOME]
+        assert (cut_off.resource, cut_off.data["node_id"]) == (name, lost.id)
+        assert (replaced.resource, replaced.data["lost"], replaced.data["by"]) == (name, 0, 2)
+        assert replaced.data["nodes"] == [{"id": by.id, "name": by.name}]
 
 
 def test_a_machine_whose_bmc_is_away_is_not_replaced(cloud):
