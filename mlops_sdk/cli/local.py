@@ -34,7 +34,11 @@ def local() -> None:
 @click.option("--only", default="", metavar="NAME,...", help="these services and what they need (default: all)")
 @click.option("--hold", default="", metavar="NAME,...", help="start these, and what needs them, only when released")
 @click.option(
-    "--with", "profiles", default="", metavar="PROFILE", help="compute: Nova, Placement, Neutron, Glance, Cinder too"
+    "--with",
+    "profiles",
+    default="",
+    metavar="PROFILE",
+    help="compute: Nova, Placement, Neutron, Glance, Cinder, Cyborg too",
 )
 @click.option("--faults", is_flag=True, help="let nodes use the deploy interface that fails on demand (tests)")
 def up(state_dir: Path, only: str, hold: str, profiles: str, faults: bool) -> None:

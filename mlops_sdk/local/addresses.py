@@ -19,7 +19,7 @@ from mlops_sdk.local.layout import Layout, write_private_json
 LOOPBACK = "127.0.0.1"
 _NAMES = ("rgw", "mlflow", "keystone", "ironic", "bmc", "mon")
 # Behind the OSD's ports, where directories of an earlier version have room for them. From `amqp` on: of one profile.
-_LATER = ("airflow", "amqp", "amqp_peers", "epmd", "placement", "glance", "neutron", "nova", "cinder")
+_LATER = ("airflow", "amqp", "amqp_peers", "epmd", "placement", "glance", "neutron", "nova", "cinder", "cyborg")
 _OSD_PORTS = 16  # the daemon takes four for its messengers and moves on when one is taken
 _LOWEST, _HIGHEST = 20000, 32000  # below the kernel's ephemeral range, so that no outgoing connection takes one
 _BLOCK = 32
@@ -46,6 +46,7 @@ class Addresses:
     neutron: int
     nova: int
     cinder: int
+    cyborg: int
 
     @property
     def gateway(self) -> str:

@@ -1,8 +1,9 @@
 """The flavors, network and limits of the embedded stack's Nova. Pure data.
 
 The host behind them (`infra/local/compute_drivers`): two NUMA nodes with 56 cores each to pin, eight A100 80GB, of
-which four are passed through, two are divided into four vGPUs, and two into seven MIG instances. Behind the last
-flavor are whole machines of Ironic (`inventory.metal_inventory`), where the stack has these.
+which four are passed through, two are divided into four vGPUs, and two into seven MIG instances; and two A30, which
+Cyborg hands out. Behind the last flavor are whole machines of Ironic (`inventory.metal_inventory`), where the stack
+has these.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ CARD_TRAIT: Final = "CUSTOM_GPU_A100_80GB"
 MIG_CLASS: Final = "CUSTOM_MIG_1G_10GB"
 METAL_FLAVOR: Final = "gpu.h200.metal"
 METAL_RESOURCE: Final = "CUSTOM_METAL_H200_8X"  # `inventory.METAL_CLASS` as Placement writes it
+CYBORG_TRAIT: Final = "CUSTOM_GPU_A30"
+PROFILES: Final = {"a30": ({"resources:PGPU": "1", f"trait:{CYBORG_TRAIT}": "required"},)}  # Cyborg's: groups by name
 NETWORK: Final = "machines"
 _PINNED: Final = {"hw:cpu_policy": "dedicated", "hw:numa_nodes": "1"}
 
@@ -52,6 +55,13 @@ FLAVORS: Final = (
         disk_gib=50,
         extra_specs={f"resources:{MIG_CLASS}": "1", f"trait:{CARD_TRAIT}": "required", **_PINNED},
     ),
+    Flavor(
+        name="gpu.a30.cyborg",
+        vcpus=8,
+        memory_mib=65_536,
+        disk_gib=100,
+        extra_specs={"accel:device_profile": "a30", **_PINNED},
+    ),
     Flavor(name="cpu.small", vcpus=1, memory_mib=2_048, disk_gib=10),
     Flavor(
         name=METAL_FLAVOR,
@@ -79,6 +89,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, str | int | bool]]] = {
     },
     "gpu.a100.vgpu": {"delivery": "vgpu", "accelerators": 1, "card": "A100 80GB", "pinned": True},
     "gpu.a100.mig": {"delivery": "mig", "accelerators": 1, "card": "A100 80GB", "pinned": True},
+    "gpu.a30.cyborg": {"delivery": "cyborg", "pinned": True},
     "cpu.small": {"delivery": "none"},
     METAL_FLAVOR: {"delivery": "bare_metal", "accelerators": 8, "card": "H200"},
 }

@@ -1,6 +1,6 @@
 """Make the tables of one service of the compute profile: prepare_compute.py SERVICE CONFIG.
 
-Those of Neutron are made from its models: its migrations do not run on SQLite.
+Those of Neutron and Cyborg are made from their models: their migrations do not run on SQLite.
 """
 
 import os
@@ -17,6 +17,7 @@ def main() -> None:
     service, config = sys.argv[1:]
     services: dict[str, Callable[[str], list[str]]] = {
         "cinder": cinder,
+        "cyborg": cyborg,
         "glance": glance,
         "neutron": neutron,
         "nova": nova,
@@ -37,6 +38,18 @@ def cinder(config: str) -> list[str]:
     objects.register_all()
     cfg.CONF(["--config-file", config], project="cinder")
     migration.db_sync()
+    return [cfg.CONF.database.connection]
+
+
+def cyborg(config: str) -> list[str]:
+    """All of Cyborg's tables, from its models."""
+    import sqlalchemy  # noqa: PLC0415
+    from cyborg.common import service  # noqa: PLC0415
+    from cyborg.db.sqlalchemy import models  # noqa: PLC0415
+    from oslo_config import cfg  # noqa: PLC0415
+
+    service.prepare_service(["cyborg-dbsync", "--config-file", config])
+    models.Base.metadata.create_all(sqlalchemy.create_engine(cfg.CONF.database.connection))
     return [cfg.CONF.database.connection]
 
 

@@ -7,7 +7,7 @@
 #   openstack  .mlops/envs/openstack   Ironic, Keystone, sushy-tools: they cannot share an environment with Airflow
 #   image      .mlops/images/train     what a node sees read-only at /opt/image: torch, base and [train], our wheel
 #   vllm       .mlops/envs/vllm        vLLM's build for CPUs: what the serving host sees read-only at /opt/image
-#   compute    .mlops/envs/compute     Nova, Placement, Neutron, Glance, Cinder: only for `mlops local up --with compute`
+#   compute    .mlops/envs/compute     Nova, Placement, Neutron, Glance, Cinder, Cyborg: only for `mlops local up --with compute`
 #   base       .mlops/envs/base        our wheel without any extra: what the packaging tests look at
 #   uv         .mlops/tools/uv         the installer; the others make it when they need it
 #

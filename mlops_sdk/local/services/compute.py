@@ -1,7 +1,8 @@
-"""The compute profile: Nova, Placement, Neutron, Glance and Cinder on SQLite and RabbitMQ, behind the stack's Keystone.
+"""The compute profile: Nova, Placement, Neutron, Glance, Cinder, Cyborg on SQLite and RabbitMQ, behind our Keystone.
 
 Real services; in place of hardware stand the drivers of `infra/local/compute_drivers`: one host with eight A100, whose
-servers are machines of the stack's network. Started with `mlops local up --with compute`.
+servers are machines of the stack's network, and two A30 that Cyborg hands out. Started with
+`mlops local up --with compute`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from mlops_sdk.local.services.machines import MachineNetwork
 from mlops_sdk.local.services.message_queue import message_queue_services, transport_url
 from mlops_sdk.local.site import REGION, Site
 
-_USERS: Final = ("cinder", "glance", "neutron", "nova", "placement")
+_USERS: Final = ("cinder", "cyborg", "glance", "neutron", "nova", "placement")
 _STARTED: Final = "node (version"  # what Nova and Cinder log when a process of theirs begins to work
-_DAEMONS: Final = ("nova-conductor", "nova-scheduler", "nova-compute", "cinder-scheduler", "cinder-volume")
+_SERVES: Final = "Created RPC server"  # what Cyborg's log then
+_DAEMONS: Final = (
+    *("nova-conductor", "nova-scheduler", "nova-compute"),
+    *("cinder-scheduler", "cinder-volume", "cyborg-conductor", "cyborg-agent"),
+)
 _QUIET: Final = {"PYTHONWARNINGS": "ignore"}  # hundreds of deprecations among OpenStack's own modules at each start
 _COMPUTE: Final = "nova.cmd.compute"
 _HOST_CONFIG: Final = "nova-compute.conf"
-_APIS: Final = ("placement", "glance", "neutron", "nova-api", "cinder-api")
+_APIS: Final = ("placement", "glance", "neutron", "nova-api", "cinder-api", "cyborg-api")
 
 
 def _nothing() -> None:
     return
 
 
-Part = Literal["cinder", "glance", "neutron", "nova", "placement"]
+Part = Literal["cinder", "cyborg", "glance", "neutron", "nova", "placement"]
 
 
 def compute_services(site: Site, network: MachineNetwork, *, faults: bool) -> tuple[Service, ...]:
@@ -46,6 +51,7 @@ def compute_services(site: Site, network: MachineNetwork, *, faults: bool) -> tu
         site=site, name="nova", kind="compute", more={"driver": _driver(faults=faults)}, beside=_HOST_CONFIG
     )
     cinder = _Component(site=site, name="cinder", kind="block-storage")
+    cyborg = _Component(site=site, name="cyborg", kind="accelerator", started=_SERVES)
     return (
         *message_queue_services(site),
         Service(name="compute-identity", needs=("keystone",), prepare=lambda: _register(site)),
@@ -72,6 +78,10 @@ def compute_services(site: Site, network: MachineNetwork, *, faults: bool) -> tu
         cinder.api("cinder.wsgi.api:application", {}, needs=("cinder-tables", "rabbitmq"), name="cinder-api"),
         cinder.daemon("cinder-scheduler", "cinder.cmd.scheduler"),
         cinder.daemon("cinder-volume", "cinder.cmd.volume"),
+        cyborg.tables(),
+        cyborg.api("cyborg.wsgi.api:application", {}, needs=("cyborg-tables", "rabbitmq"), name="cyborg-api"),
+        cyborg.daemon("cyborg-conductor", "cyborg.cmd.conductor", needs=("placement", "compute-identity")),
+        cyborg.daemon("cyborg-agent", "cyborg.cmd.agent", needs=("cyborg-conductor", "nova-compute")),
         Service(
             name="compute",
             needs=("compute-identity", *_APIS, *_DAEMONS),
@@ -91,6 +101,7 @@ class _Component:
         template: Of its settings; by default named like it.
         more: Values of the template that only this part has.
         beside: A second file of its settings, without the databases.
+        started: What its processes log when they begin to work.
     """
 
     site: Site
@@ -99,6 +110,7 @@ class _Component:
     template: str = ""
     more: Mapping[str, str] = field(default_factory=dict[str, str])
     beside: str = ""
+    started: str = _STARTED
 
     @property
     def root(self) -> Path:
@@ -152,7 +164,7 @@ class _Component:
         address: str = "",
     ) -> Service:
         """One of its other processes; `configs` in place of its settings, a later one counts before an earlier one."""
-        life = _Life(self.site.layout.log(name))
+        life = _Life(self.site.layout.log(name), self.started)
         return Service(
             name=name,
             needs=(f"{self.name}-tables", "rabbitmq", *needs),
@@ -229,8 +241,9 @@ class _Component:
 class _Life:
     """The present life of a process: what an earlier one logged does not make it ready."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, started: str) -> None:
         self._log = log
+        self._started = started
         self._since = 0
 
     def of(self, command: Command) -> Command:
@@ -240,7 +253,7 @@ class _Life:
 
     def begun(self) -> None:
         """It has begun to work."""
-        said(self._log, _STARTED, since=self._since)
+        said(self._log, self._started, since=self._since)
 
 
 def _compute_host(site: Site, network: MachineNetwork, nova: _Component) -> Service:
@@ -290,5 +303,6 @@ def _register(site: Site) -> None:
             ("neutron", "network", site.url("neutron")),
             ("nova", "compute", f"{site.url('nova')}/v2.1"),
             ("cinder", "block-storage", f"{site.url('cinder')}/v3"),
+            ("cyborg", "accelerator", f"{site.url('cyborg')}/v2"),
         ),
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 from openstack.connection import Connection
 
 from mlops_sdk.errors import StackError
-from mlops_sdk.local.flavors import FLAVORS, MIG_CLASS, NETWORK, Flavor
+from mlops_sdk.local.flavors import CYBORG_TRAIT, FLAVORS, MIG_CLASS, NETWORK, PROFILES, Flavor
 from mlops_sdk.local.inventory import IMAGE_NAME
 from mlops_sdk.local.layout import write_private_json
 from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, connect, identity
@@ -37,12 +37,14 @@ def offer(site: Site) -> None:
     cloud: Any = connect(site, "admin", site.secrets.keystone_admin, project_name="admin")
     _image(cloud, f"file://{site.tools.node_image}")
     network = _network(cloud, site.addresses.subnet)
+    _profiles(cloud)
     for flavor in FLAVORS:
         _flavor(cloud, flavor)
     projects = identity(site)["projects"]
     for project, instances in _INSTANCES.items():
         cloud.set_compute_quotas(projects[project], instances=instances)
     wait_until(lambda: _has_gpus(cloud), f"{HOST} reports its GPUs to Placement", "nova-compute")
+    wait_until(lambda: _has_cyborgs(cloud), f"Cyborg reports the cards of {HOST} to Placement", "cyborg-agent")
     wait_until(lambda: _is_mapped(cloud), f"Nova may place servers on {HOST}", "nova-scheduler")
     wait_until(lambda: _has_volumes(cloud), "Cinder has a place for volumes", "cinder-volume")
     write_private_json(
@@ -101,6 +103,14 @@ def _network(cloud: Any, subnet: str) -> str:
     return str(network.id)
 
 
+def _profiles(cloud: Any) -> None:
+    """Cyborg's device profiles: what a flavor names instead of a resource."""
+    there = {profile.name for profile in cloud.accelerator.device_profiles()}
+    for name, groups in PROFILES.items():
+        if name not in there:
+            cloud.accelerator.create_device_profile(name=name, groups=list(groups))
+
+
 def _flavor(cloud: Any, wanted: Flavor) -> None:
     flavor = cloud.compute.find_flavor(wanted.name) or cloud.compute.create_flavor(
         name=wanted.name, vcpus=wanted.vcpus, ram=wanted.memory_mib, disk=wanted.disk_gib
@@ -111,11 +121,21 @@ def _flavor(cloud: Any, wanted: Flavor) -> None:
 
 def _has_gpus(cloud: Connection) -> bool:
     """The host's smallest parts are counted; Nova writes the inventory of a host in one go."""
+    return _counts(cloud, f"resources={MIG_CLASS}:1")
+
+
+def _has_cyborgs(cloud: Connection) -> bool:
+    """Cyborg's agent has looked at the host."""
+    return _counts(cloud, f"resources=PGPU:1&required={CYBORG_TRAIT}")
+
+
+def _counts(cloud: Connection, query: str) -> bool:
+    """Placement has a provider of this kind."""
     reply = cloud.session.get(
-        f"/resource_providers?resources={MIG_CLASS}:1",
+        f"/resource_providers?{query}",
         endpoint_filter={"service_type": "placement"},
         headers={"OpenStack-API-Version": "placement 1.18"},
-        raise_exc=False,  # before the class exists, it is 400
+        raise_exc=False,  # before the class or trait exists, it is 400
     )
     return reply.ok and bool(reply.json()["resource_providers"])
 

@@ -129,7 +129,7 @@ def test_what_no_host_has_is_accepted_and_ends_in_error_without_a_port(
     ("extra_specs", "said"),
     [
         ({"pci_passthrough:alias": "h999:1"}, "PCI alias h999 is not defined"),
-        ({"accel:device_profile": "a100"}, "Could not communicate with Cyborg"),
+        ({"accel:device_profile": "a100"}, "Expected 1 device profile but got nothing"),
     ],
 )
 def test_what_the_cloud_does_not_know_is_refused_at_once(

@@ -20,12 +20,14 @@ from mlops_sdk.local import secrets
 from mlops_sdk.local.addresses import choose_or_load
 from mlops_sdk.local.flavors import (
     CARD_TRAIT,
+    CYBORG_TRAIT,
     EXPECTED,
     FLAVORS,
     METAL_FLAVOR,
     METAL_RESOURCE,
     MIG_CLASS,
     NETWORK,
+    PROFILES,
 )
 from mlops_sdk.local.inventory import METAL_CLASS, metal_inventory, reference_inventory
 from mlops_sdk.local.layout import Layout, Tools
@@ -43,6 +45,7 @@ PARTS = {
     "neutron": ("neutron.conf",),
     "nova-tables": ("nova.conf", "nova-compute.conf"),
     "cinder-tables": ("cinder.conf",),
+    "cyborg-tables": ("cyborg.conf",),
 }
 
 
@@ -51,7 +54,7 @@ def site(tmp_path: Path) -> Site:
     """A place whose tables are all made, so that preparing a service writes its settings and starts nothing."""
     layout = Layout.at(tmp_path)
     layout.create()
-    for part in ("placement", "glance", "neutron", "nova", "cinder"):
+    for part in ("placement", "glance", "neutron", "nova", "cinder", "cyborg"):
         layout.data(part).mkdir()
         (layout.data(part) / ".prepared").touch()
     tools = Tools(
@@ -108,7 +111,7 @@ def test_settings_are_whole_private_and_enforce_access_rules(
         assert "$" not in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         token = settings(path)["keystone_authtoken"]
-        assert token["service_type"] in {"placement", "image", "network", "compute", "block-storage"}
+        assert token["service_type"] in {"placement", "image", "network", "compute", "block-storage", "accelerator"}
         assert (token["delay_auth_decision"], token["token_cache_time"]) == ("false", "-1")
 
 
@@ -162,6 +165,18 @@ def test_flavors_ask_for_what_the_host_has(hardware: Any) -> None:
         assert asked <= {name for name, _ in parts}
         assert flavor.vcpus <= hardware.CORES - hardware.SHARED
         assert flavor.memory_mib <= hardware.MEMORY_MIB
+
+
+def test_cyborgs_profiles_ask_for_the_cards_that_its_driver_finds(hardware: Any) -> None:
+    assert card_named(f"{hardware.VENDOR}:{hardware.WHOLE_PRODUCT}") == card_named(hardware.WHOLE_TRAIT)
+    assert hardware.WHOLE_TRAIT == CYBORG_TRAIT
+    wanted = {"resources:" + hardware.WHOLE_CLASS: "1", "trait:" + hardware.WHOLE_TRAIT: "required"}
+    assert [dict(group) for groups in PROFILES.values() for group in groups] == [wanted]
+    named = {f.extra_specs["accel:device_profile"] for f in FLAVORS if "accel:device_profile" in f.extra_specs}
+    assert named == set(PROFILES)
+    cards = hardware.whole_cards("host")
+    assert len(cards) == 2
+    assert cards.keys().isdisjoint(hardware.divided_cards("host"))
 
 
 def test_novas_alias_names_the_devices_that_the_host_reports(

@@ -2,8 +2,8 @@
 
 Made from Nova's own fake driver, which answers everything that is not said here. A server is spawned as a machine that
 boots the stack's image, takes its config drive, and answers SSH at the address that Neutron gave it. Its GPUs, NUMA
-nodes and pinned cores exist in Nova and Placement only (`hardware.py`). An attached volume is recorded, not seen by the
-machine; pausing and suspending change what Nova says, not what the machine does.
+nodes and pinned cores exist in Nova, Placement and Cyborg only (`hardware.py`). An attached volume is recorded, not
+seen by the machine; pausing and suspending change what Nova says, not what the machine does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SLOW_S = 30.0
 class GpuHost(fake.FakeDriverWithoutFakeNodes):
     """The host as Nova drives it."""
 
-    capabilities = {**fake.FakeDriver.capabilities, "supports_pcpus": True, "supports_accelerators": False}  # noqa: RUF012 - Nova reads it from the class
+    capabilities = {**fake.FakeDriver.capabilities, "supports_pcpus": True}  # noqa: RUF012 - Nova reads it from the class
     vcpus = hardware.SOCKETS * hardware.CORES
     memory_mb = hardware.SOCKETS * hardware.MEMORY_MIB
     local_gb = hardware.DISK_GIB
@@ -79,7 +79,12 @@ class GpuHost(fake.FakeDriverWithoutFakeNodes):
         accel_info: Any = None,
     ) -> None:
         """Make its slot with its config drive, and switch it on."""
-        del context, image_meta, admin_password, allocations, block_device_info, accel_info
+        del context, image_meta, admin_password, allocations, block_device_info
+        unbound = [each["uuid"] for each in accel_info or () if each["state"] != "Bound"]
+        if unbound:
+            raise exception.BuildAbortException(
+                instance_uuid=instance.uuid, reason=f"{unbound} are not bound to a card"
+            )
         mac, address = _place(network_info or [])
         self._interfaces.update({vif["id"]: vif for vif in network_info or []})
         metadata = instance_metadata.InstanceMetadata(instance, content=injected_files, network_info=network_info)
