@@ -20,7 +20,7 @@ from mlops_sdk.capacity.providers.nova_http import NovaHttp
 from mlops_sdk.capacity.providers.nova_marker import to_line, to_metadata
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import NovaSettings
-from mlops_sdk.errors import ServiceUnavailable
+from mlops_sdk.errors import RemoteError, ServiceUnavailable
 from mlops_sdk.names import run_key
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.http_cloud.light import LightCloud
@@ -133,6 +133,15 @@ def test_keystoneauth_and_requests_find_it_too(check: Callable[[Bench], None]):
     for deployment in deployed({"data_volume_gib": 10}, light=False):
         check(deployment.bench)
         assert deployment.left == []
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_what_the_catalogue_lacks_is_not_there(light: bool):
+    for deployment in deployed({}, light=light):
+        cloud = deployment.login()
+        assert [cloud.has(kind) for kind in ("compute", "accelerator")] == [True, False]
+        with pytest.raises(RemoteError, match="no public endpoint of service type 'accelerator'"):
+            cloud.endpoint("accelerator")
 
 
 def test_a_server_whose_cell_does_not_answer_is_in_no_list_and_is_still_held(deployment: Deployment):
