@@ -131,6 +131,11 @@ class Cloud:
         with _translated("login", self._settings.auth_url):
             return str(self._login().get_project_id())
 
+    def token(self) -> str:
+        """Our token, for a service that goes on in our name. Secret."""
+        with _translated("login", self._settings.auth_url):
+            return str(self._login().get_token())
+
     def _send(
         self,
         service: str,

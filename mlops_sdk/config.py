@@ -180,6 +180,9 @@ class NovaSettings(_Group):
     volume_type: str = ""
     most_servers: int = Field(default=16, gt=0, description="of a flavor, where the cloud does not say how many fit")
     flavors: dict[str, NovaFlavor] = Field(default_factory=dict[str, NovaFlavor])
+    service_login: KeystoneSettings | None = Field(
+        default=None, description="the reaper's: a user with the role service; Cyborg lets nobody else free a card"
+    )
 
     @model_validator(mode="after")
     def _types_are_of_its_networks(self) -> Self:

@@ -133,7 +133,9 @@ def connect_services(settings: Settings, keeper: Keeper | None = None, *, servic
         return StaticHosts(store, party, time)
 
     def open_nova(login: KeystoneSettings | None, party: Party) -> Provider:
-        return NovaLeases(NovaHttp(cloud if login is None else Cloud(login)), party)
+        service = settings.nova.service_login if settings.nova is not None else None
+        api = NovaHttp(cloud if login is None else Cloud(login), Cloud(service) if service is not None else None)
+        return NovaLeases(api, party)
 
     others: dict[str, OpenProvider] = {STATIC: open_static} if settings.static_hosts else {}
     if settings.nova is not None:

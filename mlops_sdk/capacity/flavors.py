@@ -17,9 +17,10 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from mlops_sdk.capacity.accelerators import Card, Vendor, card_named, card_of, check_instances
+from mlops_sdk.capacity.device_profiles import SPEC as PROFILE_SPEC
+from mlops_sdk.capacity.device_profiles import DeviceProfile, profile_faults, profile_warnings
 from mlops_sdk.capacity.extra_specs import (
     Fault,
     aliases,
@@ -49,7 +50,10 @@ class Delivery(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flavor:
-    """A flavor as Nova shows it. `specs` is None where this login may not see extra specs."""
+    """A flavor as Nova shows it. `specs` is None where this login may not see extra specs.
+
+    `profile`: the device profile that it names, once Cyborg was asked for it.
+    """
 
     id: str
     name: str
@@ -58,6 +62,7 @@ class Flavor:
     disk_gb: int
     ephemeral_gb: int = 0
     specs: Mapping[str, str] | None = field(default_factory=dict[str, str])
+    profile: DeviceProfile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,7 @@ class Offer:
         accelerators: How many; 0 where the flavor does not say: of Cyborg and Ironic.
         card: The model, where a trait or a device class names one that we know.
         profile: Of each MIG instance.
+        device_profile: Cyborg's, in words; "" where Cyborg was not asked.
         machine_class: Ironic's resource class, as Placement writes it.
         traits: That its host must have.
         needs: What Placement is asked for, by group ("" is the one without a name) and resource class.
@@ -104,6 +110,7 @@ class Offer:
     accelerators: int = 0
     card: Card | None = None
     profile: str = ""
+    device_profile: str = ""
     machine_class: str = ""
     traits: tuple[str, ...] = ()
     needs: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
@@ -115,10 +122,11 @@ class Offer:
             return "no accelerators"
         if self.delivery is Delivery.BARE_METAL:
             return f"bare metal of class {self.machine_class}"
-        if self.delivery is Delivery.CYBORG:
+        if self.delivery is Delivery.CYBORG and not self.device_profile:
             return "what its Cyborg device profile says"
         what = f"{self.card.name}{f' {self.profile}' if self.profile else ''}" if self.card else "accelerators"
-        return f"{self.accelerators} x {what} by {self.delivery.value}"
+        told = f", device profile {self.device_profile}" if self.device_profile else ""
+        return f"{self.accelerators} x {what} by {self.delivery.value}{told}"
 
 
 def check_flavor(flavor: Flavor, *, expected: Expected | None = None, traits: Iterable[str] = ()) -> Offer:
@@ -189,8 +197,8 @@ def read_offer(flavor: Flavor, expected: Expected | None = None) -> Offer:
             profile=profiles.pop() if len(profiles) == 1 else "",
             warnings=tuple(_vgpu_warnings(specs, plain.card)),
         )
-    if specs.get("accel:device_profile"):
-        return replace(plain, delivery=Delivery.CYBORG)
+    if specs.get(PROFILE_SPEC):
+        return _by_cyborg(plain, specs, flavor.profile)
     return plain
 
 
@@ -203,6 +211,7 @@ def contradictions(flavor: Flavor, offer: Offer) -> Iterator[Fault]:
         yield from bare_metal_faults(specs)
         return
     yield from numa_faults(specs, vcpus=flavor.vcpus, ram_mb=flavor.ram_mb)
+    yield from profile_faults(specs, flavor.profile)
     if offer.profile and offer.card is not None:
         try:
             check_instances(offer.card, {offer.profile: offer.accelerators})
@@ -217,19 +226,11 @@ def missing(flavor: Flavor, offer: Offer, expected: Expected, traits: Iterable[s
     if expected.delivery is not None and offer.delivery is not expected.delivery:
         spec = _SPEC_OF[expected.delivery]
         yield Fault(spec=spec, seen=f"missing; it gives {offer}", wanted=f"{spec}{_AMOUNT_OF[expected.delivery]}")
-    elif expected.accelerators and offer.delivery not in _UNCOUNTED and offer.accelerators != expected.accelerators:
+    elif expected.accelerators and _is_counted(offer) and offer.accelerators != expected.accelerators:
         spec = _SPEC_OF[Delivery.PASSTHROUGH if offer.delivery is Delivery.NONE else offer.delivery]
         seen = f"{offer.accelerators} a server, expected {expected.accelerators}"
         yield Fault(spec=spec, seen=seen, wanted=f"{spec} to {expected.accelerators}")
-    wanted_traits = list(traits)
-    if expected.card:
-        card = card_named(expected.card)
-        if offer.card is None or offer.card.name != card.name:
-            wanted_traits.append(card.trait)
-    for trait in wanted_traits:
-        if trait not in offer.traits:
-            said = specs.get(f"trait:{trait}", "missing")
-            yield Fault(spec=f"trait:{trait}", seen=said, wanted=f"trait:{trait}=required")
+    yield from _missing_traits(flavor, offer, expected, traits)
     affinity = specs.get("hw:pci_numa_affinity_policy", "")
     if expected.numa_affinity and affinity != expected.numa_affinity:
         spec = "hw:pci_numa_affinity_policy"
@@ -240,6 +241,47 @@ def missing(flavor: Flavor, offer: Offer, expected: Expected, traits: Iterable[s
     nodes = specs.get("hw:numa_nodes", "")
     if expected.numa_nodes and nodes != str(expected.numa_nodes):
         yield Fault(spec="hw:numa_nodes", seen=nodes or "missing", wanted=f"hw:numa_nodes={expected.numa_nodes}")
+
+
+def _by_cyborg(plain: Offer, specs: Mapping[str, str], profile: DeviceProfile | None) -> Offer:
+    """What a device profile adds, if it is known."""
+    if profile is None or profile.unknown:
+        return replace(plain, delivery=Delivery.CYBORG)
+    traits = tuple(sorted({*plain.traits, *profile.traits}))
+    return replace(
+        plain,
+        delivery=Delivery.CYBORG,
+        accelerators=profile.devices,
+        card=card_of(profile.traits) or plain.card,
+        device_profile=str(profile),
+        traits=traits,
+        needs={**plain.needs, **profile.needs},
+        warnings=tuple(profile_warnings(specs, profile)),
+    )
+
+
+def _is_counted(offer: Offer) -> bool:
+    """Whether it is known how many accelerators there are: of machines of Ironic the flavor does not say."""
+    if offer.delivery is Delivery.CYBORG:
+        return bool(offer.device_profile)
+    return offer.delivery is not Delivery.BARE_METAL
+
+
+def _missing_traits(flavor: Flavor, offer: Offer, expected: Expected, traits: Iterable[str]) -> Iterator[Fault]:
+    """Of the host, or of what a device profile gives; where that is not known, that is the first thing to be said."""
+    specs, profile = flavor.specs or {}, flavor.profile
+    wanted = list(traits)
+    if expected.card:
+        card = card_named(expected.card)
+        if offer.card is None or offer.card.name != card.name:
+            wanted.append(card.trait)
+    if profile is not None and profile.unknown:
+        return
+    place = f" in device profile {profile.name!r}" if profile is not None else ""
+    for trait in wanted:
+        if trait not in offer.traits:
+            said = specs.get(f"trait:{trait}", "missing")
+            yield Fault(spec=f"trait:{trait}", seen=f"{said}{place}", wanted=f"trait:{trait}=required{place}")
 
 
 def _unseen(flavor: Flavor, expected: Expected | None, traits: tuple[str, ...]) -> Offer:
@@ -279,7 +321,6 @@ def _vgpu_warnings(specs: Mapping[str, str], card: Card | None) -> Iterator[str]
         yield f"needs a licence: {card.vgpu_licence}"
 
 
-_UNCOUNTED: Final = {Delivery.CYBORG, Delivery.BARE_METAL}  # how many there are, the flavor does not say
 _SPEC_OF: Mapping[Delivery, str] = {
     Delivery.NONE: "resources",
     Delivery.PASSTHROUGH: "pci_passthrough:alias",

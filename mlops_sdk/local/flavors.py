@@ -89,7 +89,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, str | int | bool]]] = {
     },
     "gpu.a100.vgpu": {"delivery": "vgpu", "accelerators": 1, "card": "A100 80GB", "pinned": True},
     "gpu.a100.mig": {"delivery": "mig", "accelerators": 1, "card": "A100 80GB", "pinned": True},
-    "gpu.a30.cyborg": {"delivery": "cyborg", "pinned": True},
+    "gpu.a30.cyborg": {"delivery": "cyborg", "accelerators": 1, "card": "A30", "pinned": True},
     "cpu.small": {"delivery": "none"},
     METAL_FLAVOR: {"delivery": "bare_metal", "accelerators": 8, "card": "H200"},
 }

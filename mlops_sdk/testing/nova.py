@@ -7,9 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from mlops_sdk.capacity.device_profiles import SPEC as PROFILE_SPEC
+from mlops_sdk.capacity.device_profiles import DeviceProfile
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.lease import to_iso
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Limits, Refused, ServerOrder, Stock, VolumeOrder
+from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
 from mlops_sdk.capacity.providers.nova_door import Door
 from mlops_sdk.capacity.providers.nova_states import Refusal
 from mlops_sdk.capacity.providers.nova_view import Action, Port, Server, Volume
@@ -17,6 +20,7 @@ from mlops_sdk.errors import SettingsError
 from mlops_sdk.remote.ssh import Host
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import FaultScript
+from mlops_sdk.testing.nova_cyborg import FakeCyborg
 
 PLACING_S = 0.4
 BUILDING_S = 2.0
@@ -46,6 +50,7 @@ class FakeNova:
         operator: Whether Placement shows its figures to this login.
         host_up: While it is down, servers are forgotten without anybody ending them.
         silent: Whether servers run, but answer no SSH.
+        cyborg: What ties cards to servers of flavors with a device profile.
     """
 
     clock: FakeClock
@@ -55,6 +60,7 @@ class FakeNova:
     host_up: bool = True
     silent: bool = False
     faults: FaultScript = field(default_factory=FaultScript)
+    cyborg: FakeCyborg = field(default_factory=FakeCyborg)
     flavors: list[Flavor] = field(default_factory=list[Flavor])
     servers: dict[str, FakeServer] = field(default_factory=dict[str, FakeServer])
     ports: dict[str, Port] = field(default_factory=dict[str, Port])
@@ -79,6 +85,8 @@ class FakeNova:
                     found.shown = replace(found.shown, status="ERROR", fault=NO_HOST)
                     continue
                 found.shown = replace(found.shown, placed=True)
+                if found.shown.device_profile:
+                    self.cyborg.bind(server_id, found.shown.device_profile)
                 self.history[server_id].append(self._event("create", "compute__do_build_and_run_instance"))
             if found.shown.status == "BUILD" and age >= BUILDING_S:
                 addresses = tuple(a for port in found.order.ports for a in self.ports[port].addresses)
@@ -88,6 +96,7 @@ class FakeNova:
         if found.shown.placed and self.host_up:
             self.history[server_id].append(self._event("delete", "compute_terminate_instance"))
         del self.servers[server_id]
+        self.cyborg.forget(server_id)
         for port in found.order.ports:
             if port in self.ports:
                 self.ports[port] = replace(self.ports[port], server="")
@@ -141,14 +150,15 @@ class FakeCompute(ComputeApi):
                 cloud.ports[port] = replace(cloud.ports[port], server=server_id)
             for volume in order.volumes:
                 cloud.volumes[volume] = replace(cloud.volumes[volume], status="in-use", server=server_id)
-            name = next(flavor.name for flavor in cloud.flavors if flavor.id == order.flavor)
+            flavor = next(flavor for flavor in cloud.flavors if flavor.id == order.flavor)
             shown = Server(
                 id=server_id,
                 name=order.name,
                 status="BUILD",
                 created_at=to_iso(cloud.clock.now()),
                 metadata=dict(order.metadata),
-                flavor=name,
+                flavor=flavor.name,
+                device_profile=(flavor.specs or {}).get(PROFILE_SPEC, ""),
             )
             used = sum(found.has_room for found in cloud.servers.values())
             cloud.servers[server_id] = FakeServer(
@@ -257,6 +267,22 @@ class FakeCompute(ComputeApi):
     def is_allocated(self, server_id: str) -> bool | None:
         """See `ComputeApi.is_allocated`."""
         return server_id in self._cloud.servers if self._cloud.operator else None
+
+    def device_profiles(self) -> Mapping[str, DeviceProfile] | str:
+        """See `ComputeApi.device_profiles`."""
+        with self._cloud.faults.call("device_profiles"):
+            return self._cloud.cyborg.shown()
+
+    def accelerator_requests(self, server_id: str = "") -> tuple[AcceleratorRequest, ...] | None:
+        """See `ComputeApi.accelerator_requests`."""
+        with self._cloud.faults.call("accelerator_requests"):
+            self._cloud.moved()
+            return self._cloud.cyborg.of(server_id)
+
+    def free_accelerators(self, server_id: str) -> None:
+        """See `ComputeApi.free_accelerators`."""
+        with self._cloud.faults.call("free_accelerators"):
+            self._cloud.cyborg.free(server_id)
 
     def find_network(self, name: str) -> str:
         """See `ComputeApi.find_network`."""

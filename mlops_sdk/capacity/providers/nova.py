@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from mlops_sdk.capacity.device_profiles import named_profiles, profile_of
 from mlops_sdk.capacity.evidence import NodeEvidence
 from mlops_sdk.capacity.flavors import Expected, Flavor, Offer, check_flavor, read_offer
 from mlops_sdk.capacity.lease import EndReason, LeaseRequest, belongs
@@ -21,6 +22,7 @@ from mlops_sdk.capacity.provider import Entitled, Grant, Party, Provider, Return
 from mlops_sdk.capacity.providers.nova_acquire import ServerAcquisition
 from mlops_sdk.capacity.providers.nova_api import ComputeApi
 from mlops_sdk.capacity.providers.nova_check import examine
+from mlops_sdk.capacity.providers.nova_cyborg import left_over
 from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
 from mlops_sdk.capacity.providers.nova_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.nova_marker import to_line
@@ -138,6 +140,8 @@ class NovaLeases(Provider):
         left = [str(server) for server in self._servers_of(held)]
         left += self._children_of(held)
         standing = Standing.HELD if left else Standing.ENDED
+        if not left and (bound := self._bound_to(held)):
+            standing, left = Standing.UNFINISHED, [bound]
         words = "; ".join(left) if left else "Nova, Neutron and Cinder know nothing of this name"
         if not held.node_id:
             return Seen(standing=standing, words=words)
@@ -226,6 +230,11 @@ class NovaLeases(Provider):
             if is_of(thing.name, thing.marker) and held.allocation_id in {"", thing.id}
         ]
 
+    def _bound_to(self, held: Held) -> str:
+        """What Cyborg has bound to a server that is gone, in words."""
+        ids = sorted({held.allocation_id, held.node_id} - {""}) if held.kind not in {"port", "volume"} else []
+        return "; ".join(filter(None, (left_over(self._api.accelerator_requests(each) or ()) for each in ids)))
+
     @property
     def _has_volumes(self) -> bool:
         return bool(self._nova.root_volume_gib or self._nova.data_volume_gib)
@@ -256,9 +265,13 @@ class NovaLeases(Provider):
         return found is not None and return_step(found) in _HOLDS
 
     def _flavors(self) -> dict[str, Flavor]:
-        """Those that may be asked for, by name."""
+        """Those that may be asked for, by name, with what Cyborg says of the device profiles that they name."""
         wanted = self._nova.flavors
-        return {flavor.name: flavor for flavor in self._api.list_flavors() if not wanted or flavor.name in wanted}
+        found = [flavor for flavor in self._api.list_flavors() if not wanted or flavor.name in wanted]
+        if not named_profiles(flavor.specs for flavor in found):
+            return {flavor.name: flavor for flavor in found}
+        known = self._api.device_profiles()
+        return {flavor.name: replace(flavor, profile=profile_of(flavor.specs or {}, known)) for flavor in found}
 
     def _is_begun(self, grant: Grant) -> bool:
         """Whether part of a lease is there: then its flavor was checked, and an operator may have changed it since."""

@@ -1,4 +1,4 @@
-"""The calls of Nova, Neutron, Cinder, Glance and Placement that leases rest on: one narrow protocol.
+"""The calls of Nova, Neutron, Cinder, Glance, Placement and Cyborg that leases rest on: one narrow protocol.
 
 `nova_http` is the real thing; `mlops_sdk.testing.nova` has a fake that passes the same contract of providers.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from mlops_sdk.capacity.device_profiles import DeviceProfile
 from mlops_sdk.capacity.flavors import Flavor
+from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
 from mlops_sdk.capacity.providers.nova_states import Refusal
 from mlops_sdk.capacity.providers.nova_view import Action, Port, Server, Volume
 
@@ -153,6 +155,18 @@ class ComputeApi(Protocol):
 
     def is_allocated(self, server_id: str) -> bool | None:
         """Whether Placement counts something for a server; None when it does not show this login."""
+        ...
+
+    def device_profiles(self) -> Mapping[str, DeviceProfile] | str:
+        """Cyborg's by name; or why this login sees none, in words."""
+        ...
+
+    def accelerator_requests(self, server_id: str = "") -> tuple[AcceleratorRequest, ...] | None:
+        """Of a server, or of the project; none where there is no Cyborg, None where it does not show this login."""
+        ...
+
+    def free_accelerators(self, server_id: str) -> None:
+        """Delete what Cyborg has bound to a server. Raises `AccessDenied` where only a service may."""
         ...
 
     def find_network(self, name: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
-from mlops_sdk.capacity.flavors import Flavor, Offer, check_flavor
+from mlops_sdk.capacity.flavors import Delivery, Flavor, Offer, check_flavor
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
 from mlops_sdk.capacity.providers.nova_marker import to_line
@@ -38,7 +38,7 @@ def examine(api: ComputeApi, settings: Settings, nova: NovaSettings, flavors: Ma
     if nova.root_volume_gib or nova.data_volume_gib:
         sum(1 for _ in api.list_volumes())
     _make_a_port(api, settings, nova, networks[0])
-    lines = [f"{held} servers there"]
+    lines = [f"{held} servers there", *_unbound(api, offers)]
     for flavor, offer in offers:
         room = room_for(
             flavor,
@@ -50,6 +50,17 @@ def examine(api: ComputeApi, settings: Settings, nova: NovaSettings, flavors: Ma
         )
         lines.append(f"{flavor.name} ({offer}): {room.words}")
     return "; ".join(lines)
+
+
+def _unbound(api: ComputeApi, offers: Iterable[tuple[Flavor, Offer]]) -> list[str]:
+    """Accelerator requests that belong to no server: nobody's, so nobody but a person takes them away."""
+    if not any(offer.delivery is Delivery.CYBORG for _, offer in offers):
+        return []
+    idle = [each.id for each in api.accelerator_requests() or () if not each.server]
+    if not idle:
+        return []
+    told = f"{len(idle)} accelerator requests of this project belong to no server (they hold no card)"
+    return [f"{told}: `openstack accelerator arq delete {' '.join(idle)}`, unless a server is being built"]
 
 
 def _offers(nova: NovaSettings, flavors: Mapping[str, Flavor]) -> list[tuple[Flavor, Offer]]:

@@ -8,8 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from mlops_sdk.capacity.device_profiles import DeviceProfile
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Limits, Refused, ServerOrder, Stock, VolumeOrder
+from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
+from mlops_sdk.capacity.providers.nova_cyborg_http import CyborgHttp
 from mlops_sdk.capacity.providers.nova_read import (
     flavor_of,
     left_of,
@@ -39,10 +42,16 @@ _ID: Final = re.compile(r"^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$")
 
 
 class NovaHttp(ComputeApi):
-    """The real services, through one login."""
+    """The real services, through one login.
 
-    def __init__(self, cloud: Cloud) -> None:
+    Args:
+        cloud: Through it.
+        service: A login with the role of a service, for what Cyborg grants nobody else.
+    """
+
+    def __init__(self, cloud: Cloud, service: Cloud | None = None) -> None:
         self._cloud = cloud
+        self._cyborg = CyborgHttp(cloud, service)
         self._found: dict[tuple[str, str], str] = {}
         self._blind = False  # Placement has refused this login once
 
@@ -211,6 +220,18 @@ class NovaHttp(ComputeApi):
         """See `ComputeApi.is_allocated`."""
         body = self._placement(f"/allocations/{server_id}", {})
         return None if body is None else bool(body.get("allocations"))
+
+    def device_profiles(self) -> Mapping[str, DeviceProfile] | str:
+        """See `ComputeApi.device_profiles`."""
+        return self._cyborg.profiles()
+
+    def accelerator_requests(self, server_id: str = "") -> tuple[AcceleratorRequest, ...] | None:
+        """See `ComputeApi.accelerator_requests`."""
+        return self._cyborg.requests(server_id)
+
+    def free_accelerators(self, server_id: str) -> None:
+        """See `ComputeApi.free_accelerators`."""
+        self._cyborg.free(server_id)
 
     def find_network(self, name: str) -> str:
         """See `ComputeApi.find_network`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlops_sdk.capacity.device_profiles import SPEC as PROFILE_SPEC
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.providers.nova_api import Stock
 from mlops_sdk.capacity.providers.nova_view import ROLE, Port, Server, Volume
@@ -13,6 +14,7 @@ from mlops_sdk.capacity.providers.nova_view import ROLE, Port, Server, Volume
 def server_of(raw: Mapping[str, Any]) -> Server:
     """A server; of a cell that does not answer there is little more than its id."""
     addresses = raw.get("addresses") or {}
+    specs: Mapping[str, str] = (raw.get("flavor") or {}).get("extra_specs") or {}
     return Server(
         id=str(raw["id"]),
         name=str(raw.get("name") or ""),
@@ -25,7 +27,8 @@ def server_of(raw: Mapping[str, Any]) -> Server:
         launched=bool(raw.get("OS-SRV-USG:launched_at")),
         fault=str((raw.get("fault") or {}).get("message") or ""),
         addresses=tuple(str(each["addr"]) for network in addresses.values() for each in network),
-        bare_metal=((raw.get("flavor") or {}).get("extra_specs") or {}).get("resources:VCPU") == "0",
+        bare_metal=specs.get("resources:VCPU") == "0",
+        device_profile=str(specs.get(PROFILE_SPEC) or ""),
     )
 
 

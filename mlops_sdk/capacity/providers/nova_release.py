@@ -17,6 +17,7 @@ from mlops_sdk.capacity.lease import EndReason, Marker, from_iso, to_iso
 from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Entitled, Party, Returning
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
+from mlops_sdk.capacity.providers.nova_cyborg_return import CyborgReturn
 from mlops_sdk.capacity.providers.nova_states import ReturnStep, return_step, volume_step
 from mlops_sdk.capacity.providers.nova_view import (
     NAME,
@@ -78,6 +79,7 @@ class ServerReturn(Returning):
         self._gone: list[str] = []  # what was deleted, in words
         self._words = ""
         self._cleaned_at = ""
+        self._cyborg = CyborgReturn(api, lambda server_id: self._may_act(server_id, None))
         self.abandoned = False
 
     @property
@@ -104,7 +106,8 @@ class ServerReturn(Returning):
         if any(self._api.is_allocated(server_id) for server_id in self._servers):
             self._words = "Placement still counts it"
             return None
-        return self._finish()
+        bound = self._cyborg.under_way(self._ids, self._servers)
+        return self._still_bound(bound) if bound else self._finish()
 
     def evidence(self, outcome: Outcome) -> NodeEvidence:
         """What is known now, under the given outcome."""
@@ -285,9 +288,10 @@ class ServerReturn(Returning):
         Without S3 there are no claims. Then only the run itself may go on, and only while its lease is renewed well
         into the future: the reaper acts on overdue leases, and cannot claim either.
         """
+        node_id = self._held.node_id or (resource_id if resource_id in self._servers else "")
         try:
             claim = self._party.fence.claim(
-                resource_id, provider=NAME, name=self.name, node_id=self._held.node_id, run_key=self._run_key
+                resource_id, provider=NAME, name=self.name, node_id=node_id, run_key=self._run_key
             )
         except ServiceUnavailable:
             margin = timedelta(seconds=2 * self._party.settings.lease.clock_skew_s)
@@ -297,6 +301,11 @@ class ServerReturn(Returning):
         if claim is not None:
             self._claims[resource_id] = claim
         return claim is not None
+
+    def _still_bound(self, words: str) -> NodeEvidence | None:
+        """A server that is gone has a card all the same. Our claim on it stays, so the reaper comes back to it."""
+        self._words = self._cyborg.stuck or words
+        return self.evidence(Outcome.NOT_CLEAN) if self._cyborg.stuck else None
 
     def _stop(self) -> NodeEvidence:
         """Not ours to give back: whoever claims next need not wait."""
@@ -312,6 +321,12 @@ class ServerReturn(Returning):
                 self._party.fence.drop(claim)
         self._claims.clear()
         return self.evidence(outcome)
+
+    @property
+    def _ids(self) -> set[str]:
+        """Ids of the servers that are given back, also of those that nobody saw."""
+        known = set() if self._held.kind in {"port", "volume"} else {self._held.node_id, self._held.allocation_id}
+        return set(self._servers) | (known - {""})
 
     def _judge(self) -> Outcome:
         """The worst of how the servers ended; of a port nothing is left, of a volume nothing but what Cinder says."""
@@ -334,6 +349,7 @@ class ServerReturn(Returning):
             self._cleaned_at = to_iso(from_iso(at)) if at else self._cleaned_at
             volumes = seen.volumes if seen is not None else ()
             self._gone.extend(f"volume {volume} gone with it" for volume in volumes if volume not in self._seen)
+        self._gone.extend(self._cyborg.steps)
         return min(found, key=_WORST.index)
 
 

@@ -36,6 +36,7 @@ class Server:
         fault: Why it is in ERROR, in Nova's words.
         addresses: Of all its ports.
         bare_metal: It is a machine of Ironic: its flavor takes nothing virtual.
+        device_profile: Of Cyborg, which its flavor names.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Server:
     fault: str = ""
     addresses: tuple[str, ...] = ()
     bare_metal: bool = False
+    device_profile: str = ""
 
     @property
     def marker(self) -> Marker | None:

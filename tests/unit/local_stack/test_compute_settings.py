@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mlops_sdk.capacity.accelerators import card_named
+from mlops_sdk.capacity.device_profiles import DeviceProfile, profile_of
 from mlops_sdk.capacity.flavors import Flavor as NovaFlavor
 from mlops_sdk.capacity.flavors import check_flavor
 from mlops_sdk.config import NovaSettings
@@ -196,6 +197,7 @@ def test_novas_alias_names_the_devices_that_the_host_reports(
 def test_what_the_settings_expect_of_the_flavors_is_what_they_give():
     nova = NovaSettings.model_validate({"networks": [NETWORK], "image": "i", "flavors": EXPECTED})
     assert set(nova.flavors) == {flavor.name for flavor in FLAVORS}
+    profiles = {name: DeviceProfile(name=name, groups=groups) for name, groups in PROFILES.items()}
     for made in FLAVORS:
         shown = NovaFlavor(
             id="1",
@@ -204,5 +206,6 @@ def test_what_the_settings_expect_of_the_flavors_is_what_they_give():
             ram_mb=made.memory_mib,
             disk_gb=made.disk_gib,
             specs=made.extra_specs,
+            profile=profile_of(made.extra_specs, profiles),
         )
         check_flavor(shown, expected=nova.flavors[made.name].expected)
