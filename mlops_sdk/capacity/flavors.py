@@ -95,7 +95,7 @@ class Offer:
 
     Attributes:
         delivery: How it gets its accelerators.
-        accelerators: How many; 0 where the flavor does not say: of Cyborg and Ironic.
+        accelerators: How many; of Cyborg and Ironic, where the flavor does not say, 0 or what is expected.
         card: The model, where a trait or a device class names one that we know.
         profile: Of each MIG instance.
         device_profile: Cyborg's, in words; "" where Cyborg was not asked.
@@ -164,7 +164,7 @@ def check_flavor(flavor: Flavor, *, expected: Expected | None = None, traits: It
 def read_offer(flavor: Flavor, expected: Expected | None = None) -> Offer:
     """What the extra specs say, right or wrong: numbers that are none count as 0.
 
-    Of what is expected only `placement_class` counts here.
+    Of what is expected only `placement_class` counts here, and of whole machines the number of accelerators.
     """
     specs = flavor.specs or {}
     required = tuple(sorted(set(required_traits(specs))))
@@ -181,7 +181,8 @@ def read_offer(flavor: Flavor, expected: Expected | None = None) -> Offer:
     )
     machine = machine_class(specs)
     if machine:
-        return replace(plain, delivery=Delivery.BARE_METAL, machine_class=machine)
+        count = expected.accelerators if expected is not None else 0
+        return replace(plain, delivery=Delivery.BARE_METAL, machine_class=machine, accelerators=count)
     if alias_counts:
         cards = sum(alias_counts)
         counted = expected.placement_class if expected is not None else ""

@@ -1,4 +1,4 @@
-"""What a run does at Nova, Neutron, Cinder, Glance and Cyborg, as method and path. Pure.
+"""What a run does at Nova, Neutron, Cinder, Glance and Cyborg, and reads in Ironic, as method and path. Pure.
 
 Paths there hold ids that are not known before, so none can be narrowed to a run's own: within its project a run could
 ask for another run's server to be deleted. The fence and the owner re-read before each action keep our own code from
@@ -35,6 +35,11 @@ NOVA_CALLS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("DELETE", "/v3/*/volumes/*"),
     ),
     "image": (("GET", "/v2/images"),),
+    "baremetal": (  # how the machine under a server of Ironic's ended: only reads
+        ("GET", "/v1/nodes"),
+        ("GET", "/v1/nodes/*"),
+        ("GET", "/v1/nodes/*/history"),
+    ),
     "accelerator": (  # what a device profile asks for; whether a server that is gone still holds a card
         ("GET", "/v2/device_profiles"),
         ("GET", "/v2/accelerator_requests"),

@@ -9,8 +9,11 @@ from datetime import datetime
 
 from mlops_sdk.capacity.device_profiles import SPEC as PROFILE_SPEC
 from mlops_sdk.capacity.device_profiles import DeviceProfile
-from mlops_sdk.capacity.flavors import Flavor
+from mlops_sdk.capacity.evidence import Cleaning
+from mlops_sdk.capacity.flavors import Flavor, read_offer
 from mlops_sdk.capacity.lease import to_iso
+from mlops_sdk.capacity.providers.ironic_history import last_cleaning
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Limits, Refused, ServerOrder, Stock, VolumeOrder
 from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
 from mlops_sdk.capacity.providers.nova_door import Door
@@ -21,6 +24,7 @@ from mlops_sdk.remote.ssh import Host
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import FaultScript
 from mlops_sdk.testing.nova_cyborg import FakeCyborg
+from mlops_sdk.testing.nova_metal import FakeMetal
 
 PLACING_S = 0.4
 BUILDING_S = 2.0
@@ -50,6 +54,7 @@ class FakeNova:
         operator: Whether Placement shows its figures to this login.
         host_up: While it is down, servers are forgotten without anybody ending them.
         silent: Whether servers run, but answer no SSH.
+        metal: The machines of Ironic behind flavors of whole ones.
         cyborg: What ties cards to servers of flavors with a device profile.
     """
 
@@ -59,6 +64,7 @@ class FakeNova:
     operator: bool = True
     host_up: bool = True
     silent: bool = False
+    metal: FakeMetal = field(default_factory=FakeMetal)
     faults: FaultScript = field(default_factory=FaultScript)
     cyborg: FakeCyborg = field(default_factory=FakeCyborg)
     flavors: list[Flavor] = field(default_factory=list[Flavor])
@@ -75,6 +81,7 @@ class FakeNova:
     def moved(self) -> None:
         """Bring everything to what it is at this moment."""
         now = self.clock.monotonic()
+        self.metal.moved(self.clock)
         for server_id, found in list(self.servers.items()):
             if found.deleted_at is not None and now >= found.deleted_at + ENDING_S:
                 self._end(server_id, found)
@@ -85,6 +92,8 @@ class FakeNova:
                     found.shown = replace(found.shown, status="ERROR", fault=NO_HOST)
                     continue
                 found.shown = replace(found.shown, placed=True)
+                if found.shown.bare_metal:
+                    self.metal.deploy(server_id)
                 if found.shown.device_profile:
                     self.cyborg.bind(server_id, found.shown.device_profile)
                 self.history[server_id].append(self._event("create", "compute__do_build_and_run_instance"))
@@ -95,6 +104,7 @@ class FakeNova:
     def _end(self, server_id: str, found: FakeServer) -> None:
         if found.shown.placed and self.host_up:
             self.history[server_id].append(self._event("delete", "compute_terminate_instance"))
+            self.metal.tear_down(server_id, self.clock)
         del self.servers[server_id]
         self.cyborg.forget(server_id)
         for port in found.order.ports:
@@ -158,6 +168,7 @@ class FakeCompute(ComputeApi):
                 created_at=to_iso(cloud.clock.now()),
                 metadata=dict(order.metadata),
                 flavor=flavor.name,
+                bare_metal=bool(read_offer(flavor).machine_class),
                 device_profile=(flavor.specs or {}).get(PROFILE_SPEC, ""),
             )
             used = sum(found.has_room for found in cloud.servers.values())
@@ -267,6 +278,20 @@ class FakeCompute(ComputeApi):
     def is_allocated(self, server_id: str) -> bool | None:
         """See `ComputeApi.is_allocated`."""
         return server_id in self._cloud.servers if self._cloud.operator else None
+
+    def machine_under(self, server_id: str) -> Machine | None:
+        """See `ComputeApi.machine_under`."""
+        with self._cloud.faults.call("machine_under"):
+            self._cloud.moved()
+            shown = (self._cloud.metal.shown(node) for node in self._cloud.metal.nodes)
+            return next((node for node in shown if node is not None and node.instance_id == server_id), None)
+
+    def machine(self, node_id: str) -> tuple[Machine, Cleaning | None] | None:
+        """See `ComputeApi.machine`."""
+        with self._cloud.faults.call("machine"):
+            self._cloud.moved()
+            node = self._cloud.metal.shown(node_id)
+            return None if node is None else (node, last_cleaning(node, ()))
 
     def device_profiles(self) -> Mapping[str, DeviceProfile] | str:
         """See `ComputeApi.device_profiles`."""

@@ -218,6 +218,11 @@ class IronicApi(BaremetalApi):
         # in full: Ironic fails when asked for the one field `allocation_uuid`
         return (_machine(raw) for raw in self._pages("nodes", {"detail": "True"}))
 
+    def find_machine(self, instance_id: str) -> Machine | None:
+        """That which an instance has: an allocation, or a server of Nova."""
+        query = {"instance_uuid": instance_id, "detail": "True"}
+        return next((_machine(raw) for raw in self._pages("nodes", query)), None)
+
     def list_unallocated(self) -> Iterator[Machine]:
         """Machines without an allocation."""
         query = {"associated": "False", "fields": _WHAT_A_MACHINE_IS}

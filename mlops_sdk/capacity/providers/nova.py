@@ -26,6 +26,8 @@ from mlops_sdk.capacity.providers.nova_cyborg import left_over
 from mlops_sdk.capacity.providers.nova_door import Door, SshDoor
 from mlops_sdk.capacity.providers.nova_fence import cut_off, power_of
 from mlops_sdk.capacity.providers.nova_marker import to_line
+from mlops_sdk.capacity.providers.nova_metal import by_novas_word
+from mlops_sdk.capacity.providers.nova_metal_return import may_be_metal
 from mlops_sdk.capacity.providers.nova_release import ServerReturn
 from mlops_sdk.capacity.providers.nova_sights import sights_of
 from mlops_sdk.capacity.providers.nova_states import ReturnStep, return_step
@@ -148,6 +150,7 @@ class NovaLeases(Provider):
         if self._api.get_server(held.node_id) is not None:
             return Seen(standing=standing, words=words)
         outcome, at, said = judge(self._api.actions(held.node_id), deployed=True)
+        outcome, said = by_novas_word(outcome, said, may_be_metal=may_be_metal(self._nova))
         return Seen(standing=standing, words=words, outcome=outcome, machine_words=f"{said}{f', {at}' if at else ''}")
 
     def renew(self, grant: Grant) -> int:
@@ -253,7 +256,7 @@ class NovaLeases(Provider):
             if marker is None or port.name not in grant.names or not grant.owns(port.name, marker):
                 continue
             moved = replace(marker, renewed_until=until, deadline=deadline or marker.deadline)
-            if self._api.set_line(port.id, to_line(moved)):
+            if self._api.set_line(port.id, to_line(moved, port.metal)):
                 renewed.add(port.name)
             if port.name not in there and port.server and self._is_held(port.server):
                 there.add(port.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from mlops_sdk.capacity.flavors import Flavor, Offer
+from mlops_sdk.capacity.flavors import Delivery, Flavor, Offer
 from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Grant, Party
@@ -67,7 +67,8 @@ class ServerAcquisition:
         self._flavor, self._offer = flavor
         self._give_back = give_back
         self._free = free
-        self._maker = Maker(api, party, nova, grant, self._flavor)
+        self._metal = self._offer.delivery is Delivery.BARE_METAL
+        self._maker = Maker(api, party, nova, grant, self._flavor, metal=self._metal)
 
     def acquire(self, deployed: Collection[str]) -> Steps[tuple[Node, ...]]:
         """See `Provider.acquire`."""
@@ -172,6 +173,7 @@ class ServerAcquisition:
         watch, pause = Watch(), pauses(self._settings.poll_s)
         end = self._party.clock.monotonic() + self._settings.deploy_timeout_s
         ready: dict[int, Node] = {}
+        noted: set[str] = set()
         while True:
             seen = yield from self._without_surplus()
             for index, name in zip(self._grant.indices, self._grant.names, strict=True):
@@ -184,6 +186,8 @@ class ServerAcquisition:
                     )
                 if shortage := self._judge(server, watch):
                     return shortage, ()
+                if self._metal and server.placed and server.id not in noted and self._maker.note_machine(server):
+                    noted.add(server.id)
                 if index not in ready and acquire_step(server) is AcquireStep.READY:
                     node = self._let_in(index, server, watch, noted=name in deployed)
                     if node is not None:

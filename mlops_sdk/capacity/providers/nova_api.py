@@ -1,4 +1,4 @@
-"""The calls of Nova, Neutron, Cinder, Glance, Placement and Cyborg that leases rest on: one narrow protocol.
+"""The calls of Nova, Neutron, Cinder, Glance, Placement, Ironic and Cyborg that leases rest on: one narrow protocol.
 
 `nova_http` is the real thing; `mlops_sdk.testing.nova` has a fake that passes the same contract of providers.
 """
@@ -11,7 +11,9 @@ from datetime import datetime
 from typing import Protocol
 
 from mlops_sdk.capacity.device_profiles import DeviceProfile
+from mlops_sdk.capacity.evidence import Cleaning
 from mlops_sdk.capacity.flavors import Flavor
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
 from mlops_sdk.capacity.providers.nova_states import Refusal
 from mlops_sdk.capacity.providers.nova_view import Action, Port, Server, Volume
@@ -155,6 +157,14 @@ class ComputeApi(Protocol):
 
     def is_allocated(self, server_id: str) -> bool | None:
         """Whether Placement counts something for a server; None when it does not show this login."""
+        ...
+
+    def machine_under(self, server_id: str) -> Machine | None:
+        """The machine of Ironic that a server is on; None where Ironic shows this login none."""
+        ...
+
+    def machine(self, node_id: str) -> tuple[Machine, Cleaning | None] | None:
+        """A machine of Ironic with its last cleaning that ended well; None where Ironic does not show it."""
         ...
 
     def device_profiles(self) -> Mapping[str, DeviceProfile] | str:

@@ -9,10 +9,13 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from mlops_sdk.capacity.device_profiles import DeviceProfile
+from mlops_sdk.capacity.evidence import Cleaning
 from mlops_sdk.capacity.flavors import Flavor
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Limits, Refused, ServerOrder, Stock, VolumeOrder
 from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest
 from mlops_sdk.capacity.providers.nova_cyborg_http import CyborgHttp
+from mlops_sdk.capacity.providers.nova_metal_http import MetalHttp
 from mlops_sdk.capacity.providers.nova_read import (
     flavor_of,
     left_of,
@@ -51,6 +54,7 @@ class NovaHttp(ComputeApi):
 
     def __init__(self, cloud: Cloud, service: Cloud | None = None) -> None:
         self._cloud = cloud
+        self._metal = MetalHttp(cloud)
         self._cyborg = CyborgHttp(cloud, service)
         self._found: dict[tuple[str, str], str] = {}
         self._blind = False  # Placement has refused this login once
@@ -220,6 +224,14 @@ class NovaHttp(ComputeApi):
         """See `ComputeApi.is_allocated`."""
         body = self._placement(f"/allocations/{server_id}", {})
         return None if body is None else bool(body.get("allocations"))
+
+    def machine_under(self, server_id: str) -> Machine | None:
+        """See `ComputeApi.machine_under`."""
+        return self._metal.under(server_id)
+
+    def machine(self, node_id: str) -> tuple[Machine, Cleaning | None] | None:
+        """See `ComputeApi.machine`."""
+        return self._metal.get(node_id)
 
     def device_profiles(self) -> Mapping[str, DeviceProfile] | str:
         """See `ComputeApi.device_profiles`."""

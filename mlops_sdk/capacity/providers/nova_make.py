@@ -13,7 +13,7 @@ from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.provider import Grant, Party
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused, ServerOrder, VolumeOrder
-from mlops_sdk.capacity.providers.nova_marker import to_line, to_metadata
+from mlops_sdk.capacity.providers.nova_marker import Metal, noted, to_line, to_metadata
 from mlops_sdk.capacity.providers.nova_states import Refusal
 from mlops_sdk.capacity.providers.nova_view import PORTS, VOLUMES, Port, Server, Volume, age
 from mlops_sdk.config import NovaSettings
@@ -33,14 +33,18 @@ class Maker:
         nova: How servers are made here.
         grant: For whom.
         flavor: Of the servers.
+        metal: Whether they are whole machines of Ironic.
     """
 
-    def __init__(self, api: ComputeApi, party: Party, nova: NovaSettings, grant: Grant, flavor: Flavor) -> None:
+    def __init__(
+        self, api: ComputeApi, party: Party, nova: NovaSettings, grant: Grant, flavor: Flavor, *, metal: bool = False
+    ) -> None:
         self._api = api
         self._party = party
         self._nova = nova
         self._grant = grant
         self._flavor = flavor
+        self._metal = metal
 
     def make(self, index: int) -> None:
         """Ask for everything of one piece that is not there. Returns before a server is built.
@@ -76,6 +80,19 @@ class Maker:
             server_id = self._api.create_server(order)
             detail.update(allocation_id=server_id, node_id=server_id, node_name=name)
 
+    def note_machine(self, server: Server) -> bool:
+        """Write into the record of a server which machine of Ironic it is on; False while that is not known.
+
+        So the machine's end can be looked at though somebody else ends the server, or we die in between.
+        """
+        machine = self._api.machine_under(server.id)
+        if machine is None:
+            return False
+        for port in self._api.list_ports([server.name]):
+            if port.id in server.children and port.marker is not None and self._owns(port):
+                self._api.set_line(port.id, to_line(port.marker, noted(port.metal, machine.id, self._api.now())))
+        return True
+
     def address_of(self, server: Server) -> str:
         """Where its SSH daemon is: the address of its port on the first network."""
         network = self._api.find_network(self._nova.networks[0])
@@ -104,7 +121,7 @@ class Maker:
             port = self._api.create_port(
                 name=name,
                 network=network,
-                line=to_line(self._marker(index)),
+                line=to_line(self._marker(index), Metal() if self._metal else None),
                 groups=self._nova.security_groups,
                 vnic=vnic,
             )

@@ -3,7 +3,7 @@
 A server carries it as several metadata keys, written in the call that creates it and never again: Nova lets nobody
 change the metadata of a server that is being built, moved or has failed. A port and a volume carry it as one line in
 their description, which can be changed at any time. So the port, which is made first, is the record of a lease: its
-times are the ones that count (`nova_view`).
+times are the ones that count (`nova_view`), and it tells which machine of Ironic is under the server (`Metal`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +22,49 @@ LONGEST: Final = 255
 _FORM: Final = "mlops/1"
 _PARTS: Final = 11
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_UNKNOWN: Final = "-"
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metal:
+    """That a server is a whole machine of Ironic, and which.
+
+    Attributes:
+        node_id: Ironic's id; "" while it is not known, or where Ironic does not show this login.
+        noted_at: When we saw the server on it: a cleaning that ended later is of after our use.
+    """
+
+    node_id: str = ""
+    noted_at: datetime | None = None
+
+    def __str__(self) -> str:
+        """As the last part of a line.
+
+        Example:
+            >>> str(Metal())
+            '-'
+        """
+        if not self.node_id or self.noted_at is None:
+            return _UNKNOWN
+        return f"{uuid.UUID(self.node_id).hex}@{(self.noted_at - _EPOCH) // _MICROSECOND}"
+
+    @classmethod
+    def parse(cls, text: str) -> Metal:
+        """From the last part of a line.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if text == _UNKNOWN:
+            return cls()
+        node, _, moment = text.partition("@")
+        return cls(node_id=str(uuid.UUID(node)), noted_at=_EPOCH + int(moment) * _MICROSECOND)
+
+
+def noted(before: Metal | None, node_id: str, now: datetime) -> Metal:
+    """That a server was seen on a machine now; it stays as it was noted first."""
+    return before if before is not None and before.node_id == node_id else Metal(node_id=node_id, noted_at=now)
 
 
 def to_metadata(marker: Marker) -> dict[str, str]:
@@ -36,7 +79,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Marker | None:
     return Marker.parse({MARKER: found})
 
 
-def to_line(marker: Marker) -> str:
+def to_line(marker: Marker, metal: Metal | None = None) -> str:
     """As one line of at most 255 characters. An owner's name that is too long for it is cut."""
     parts = (
         _FORM,
@@ -51,17 +94,17 @@ def to_line(marker: Marker) -> str:
         int(marker.preemptible),
     )
     line = " ".join(str(part) for part in parts)
-    owner = marker.owner
-    while len(line) + 1 + len(_escaped(owner)) > LONGEST:
+    owner, end = marker.owner, f" {metal}" if metal is not None else ""
+    while len(line) + 1 + len(_escaped(owner)) + len(end) > LONGEST:
         owner = owner[:-1]
-    return f"{line} {_escaped(owner)}"
+    return f"{line} {_escaped(owner)}{end}"
 
 
 @functools.lru_cache(maxsize=4096)
 def from_line(line: str) -> Marker | None:
     """The marker in a description, or None when it is not one of ours."""
     parts = line.split(" ")
-    if len(parts) != _PARTS or parts[0] != _FORM:
+    if len(parts) not in {_PARTS, _PARTS + 1} or parts[0] != _FORM:
         return None
     try:
         return Marker(
@@ -78,6 +121,20 @@ def from_line(line: str) -> Marker | None:
         )
     except (ValueError, OverflowError):
         return None
+
+
+@functools.lru_cache(maxsize=4096)
+def metal_of_line(line: str) -> Metal | None:
+    """The machine of Ironic that a description tells of; None where it tells of none, or is not ours.
+
+    What stands there and is nonsense tells that there is one.
+    """
+    if from_line(line) is None or len(parts := line.split(" ")) == _PARTS:
+        return None
+    try:
+        return Metal.parse(parts[-1])
+    except (ValueError, OverflowError):
+        return Metal()
 
 
 def _escaped(text: str) -> str:

@@ -1,7 +1,8 @@
 """Gives servers of Nova back, a step at a time, and what was made for them. The run and the reaper walk the same path.
 
-Servers first, then their ports and volumes: a port that is taken away under a running server would take its record with
-it. Every action is preceded by a claim on the fence and a fresh look at the owner. "Gone" is success.
+Servers first, then the machines of Ironic under them, if they were such (`nova_metal_return`), then ports and volumes:
+a port that is taken away under a running server would take its record with it. Every action is preceded by a claim on
+the fence and a fresh look at the owner. "Gone" is success.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Entitled, Party, Returning
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
 from mlops_sdk.capacity.providers.nova_cyborg_return import CyborgReturn
+from mlops_sdk.capacity.providers.nova_metal import by_novas_word
+from mlops_sdk.capacity.providers.nova_metal_return import MetalReturn, may_be_metal
 from mlops_sdk.capacity.providers.nova_states import ReturnStep, return_step, volume_step
 from mlops_sdk.capacity.providers.nova_view import (
     NAME,
@@ -79,6 +82,7 @@ class ServerReturn(Returning):
         self._gone: list[str] = []  # what was deleted, in words
         self._words = ""
         self._cleaned_at = ""
+        self._metal = MetalReturn(api, skew_s=party.settings.lease.clock_skew_s)
         self._cyborg = CyborgReturn(api, lambda server_id: self._may_act(server_id, None))
         self.abandoned = False
 
@@ -101,10 +105,11 @@ class ServerReturn(Returning):
         children = self._children(record)
         if self.abandoned:
             return self._stop()
-        if children:
+        awaited = self._metal.under_way((each for each in children if isinstance(each, Port)), self._servers)
+        if children and not awaited:
             return self._delete_children(children)
-        if any(self._api.is_allocated(server_id) for server_id in self._servers):
-            self._words = "Placement still counts it"
+        if awaited or any(self._api.is_allocated(server_id) for server_id in self._servers):
+            self._words = awaited or "Placement still counts it"
             return None
         bound = self._cyborg.under_way(self._ids, self._servers)
         return self._still_bound(bound) if bound else self._finish()
@@ -217,13 +222,14 @@ class ServerReturn(Returning):
             again = self._api.get_server(server.id)  # the claim took time: is it there, and still ours to give back?
             if again is None:
                 continue
-            marker = in_force(again.name, again.marker, records(self._api.list_ports([self.name])))
-            if not self._entitled(again.name, marker):
+            ports = list(self._api.list_ports([self.name]))
+            if not self._entitled(again.name, in_force(again.name, again.marker, records(ports))):
                 self.abandoned = True
                 return self._stop()
             if seen.deletions >= _DELETIONS:  # the claims stay; the reaper begins anew
                 self._words = again.fault or self._words or f"Nova does not delete it ({again.status})"
                 return self.evidence(Outcome.NOT_CLEAN)
+            self._metal.note(again, ports)
             if not self._delete_server(again, seen, force=return_step(again) is ReturnStep.FORCE):
                 return self._stop()
         return None
@@ -331,7 +337,7 @@ class ServerReturn(Returning):
     def _judge(self) -> Outcome:
         """The worst of how the servers ended; of a port nothing is left, of a volume nothing but what Cinder says."""
         if self._held.kind == "port":
-            return Outcome.NEVER_DEPLOYED
+            return self._with_metal(Outcome.NEVER_DEPLOYED)
         if self._held.kind == "volume":
             return Outcome.CLEANED
         ids = set(self._servers) | ({self._held.node_id} - {""})
@@ -340,8 +346,8 @@ class ServerReturn(Returning):
             seen = self._servers.get(server_id)
             ran = self._held.deployed or seen is None or seen.launched or seen.placed
             outcome, at, words = judge(self._api.actions(server_id), deployed=ran)
-            if outcome is Outcome.CLEANED and seen is not None and seen.bare_metal:
-                outcome, words = Outcome.UNPROVEN, "its machine went back to Ironic, whose cleaning Nova does not show"
+            if outcome is Outcome.CLEANED and seen is None and not self._metal.seen_virtual:
+                outcome, words = by_novas_word(outcome, words, may_be_metal=may_be_metal(self._party.settings.nova))
             if outcome is Outcome.UNPROVEN:
                 self._words = words
             found.append(outcome)
@@ -350,7 +356,16 @@ class ServerReturn(Returning):
             volumes = seen.volumes if seen is not None else ()
             self._gone.extend(f"volume {volume} gone with it" for volume in volumes if volume not in self._seen)
         self._gone.extend(self._cyborg.steps)
-        return min(found, key=_WORST.index)
+        return self._with_metal(min(found, key=_WORST.index))
+
+    def _with_metal(self, by_nova: Outcome) -> Outcome:
+        """Of a whole machine Ironic has the last word."""
+        outcome, end = self._metal.ended(by_nova)
+        if end is not None:
+            self._gone.insert(0, ": ".join((end.words, *([", ".join(end.steps)] if end.steps else []))))
+            self._words = end.words
+            self._cleaned_at = to_iso(end.cleaning.finished_at) if end.cleaning else ""
+        return outcome
 
 
 def _kind(child: Child) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.lease import Marker, belongs
 from mlops_sdk.capacity.owned import Owned
-from mlops_sdk.capacity.providers.nova_marker import from_line, from_metadata
+from mlops_sdk.capacity.providers.nova_marker import Metal, from_line, from_metadata, metal_of_line
 
 NAME = "nova"
 PORTS, VOLUMES = "mlops.ports", "mlops.volumes"  # in a server's metadata: what was made for it
@@ -89,6 +89,11 @@ class Port:
     def marker(self) -> Marker | None:
         """Our marker, if it carries one."""
         return from_line(self.line)
+
+    @property
+    def metal(self) -> Metal | None:
+        """The machine of Ironic under its server, if that is one."""
+        return metal_of_line(self.line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -389,7 +389,7 @@ def test_the_end_of_a_machine_of_ironic_is_not_proven_by_nova():
     found.shown = replace(found.shown, bare_metal=True)
     (evidence,) = site.bench.release(grant)
     assert evidence.outcome is Outcome.UNPROVEN
-    assert "whose cleaning Nova does not show" in evidence.last_error
+    assert "Ironic, which does not show its cleaning" in evidence.last_error
 
 
 def test_a_lease_goes_on_though_its_flavor_was_changed():
