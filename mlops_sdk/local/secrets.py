@@ -37,6 +37,7 @@ class Secrets:
     keystone_ironic: str = field(default_factory=_token, repr=False)
     keystone_mlops: str = field(default_factory=_token, repr=False)
     keystone_other: str = field(default_factory=_token, repr=False)
+    keystone_cleaner: str = field(default_factory=_token, repr=False)
     keystone_compute: str = field(default_factory=_token, repr=False)
     rabbitmq: str = field(default_factory=_token, repr=False)
     reaper_credential: str = field(default_factory=_token, repr=False)

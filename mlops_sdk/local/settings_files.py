@@ -11,7 +11,7 @@ from mlops_sdk.local.flavors import EXPECTED, NETWORK
 from mlops_sdk.local.inventory import IMAGE_NAME
 from mlops_sdk.local.layout import write_private, write_private_json
 from mlops_sdk.local.services.ceph import s3_keys
-from mlops_sdk.local.services.keystone import OTHER_PROJECT, OUR_PROJECT, identity
+from mlops_sdk.local.services.keystone import CLEANER, OTHER_PROJECT, OUR_PROJECT, SERVICE_PROJECT, identity
 from mlops_sdk.local.services.mlflow import ADMIN as MLFLOW_ADMIN
 from mlops_sdk.local.site import BUCKET, REGION, Site
 
@@ -43,6 +43,9 @@ def write_settings(site: Site, *, nova: bool = False) -> None:
     common = {"auth_url": auth_url, "region": REGION}
     write_private(site.layout.client_toml, to_toml(_settings(site, {**common, **user}, nova=nova)))
     of_reaper = _settings(site, {**common, **reaper}, nova=nova)
+    if nova:
+        cleaner = {"username": CLEANER, "password": site.secrets.keystone_cleaner, "project_name": SERVICE_PROJECT}
+        of_reaper["nova"] = {**of_reaper["nova"], "service_login": {**common, **cleaner}}
     of_reaper["lease"] = {**LEASE, "metrics_file": str(site.layout.reaper_figures)}
     write_private(site.layout.reaper_toml, to_toml(of_reaper))
     write_private_json(

@@ -17,7 +17,7 @@ from mlops_sdk.local.probes import answers_http, said
 from mlops_sdk.local.service import Command, Service
 from mlops_sdk.local.services import metal
 from mlops_sdk.local.services.compute_offer import HOST, PHYSICAL_NETWORK, offer
-from mlops_sdk.local.services.keystone import register
+from mlops_sdk.local.services.keystone import CLEANER, register
 from mlops_sdk.local.services.machines import MachineNetwork
 from mlops_sdk.local.services.message_queue import message_queue_services, transport_url
 from mlops_sdk.local.site import REGION, Site
@@ -294,6 +294,7 @@ def _driver(*, faults: bool) -> str:
 
 
 def _register(site: Site) -> None:
+    register(site, {CLEANER: site.secrets.keystone_cleaner}, (), roles=("service",))
     register(
         site,
         dict.fromkeys(_USERS, site.secrets.keystone_compute),

@@ -19,7 +19,9 @@ from mlops_sdk.local.site import REGION, Site
 OUR_PROJECT: Final = "ml-research"
 OTHER_PROJECT: Final = "other-team"
 REAPER_CREDENTIAL: Final = "mlops-reaper"
-_PROJECTS: Final = ("service", OUR_PROJECT, OTHER_PROJECT)
+CLEANER: Final = "mlops-cleaner"  # the reaper's user for what Cyborg grants to services only
+SERVICE_PROJECT: Final = "service"
+_PROJECTS: Final = (SERVICE_PROJECT, OUR_PROJECT, OTHER_PROJECT)
 _DOMAIN: Final = "default"
 _REVISION: Final = 1  # raise it when what `_populate` makes changes, so that old state directories get it too
 
@@ -56,18 +58,25 @@ def connect(site: Site, username: str, password: str, **scope: str) -> Connectio
     )
 
 
-def register(site: Site, users: Mapping[str, str], endpoints: Iterable[tuple[str, str, str]]) -> None:
+def register(
+    site: Site,
+    users: Mapping[str, str],
+    endpoints: Iterable[tuple[str, str, str]],
+    *,
+    roles: Iterable[str] = ("admin", "service"),
+) -> None:
     """Make users of services that the stack does not always have, and their place in the catalogue. Idempotent.
 
     Args:
         site: Whose Keystone.
-        users: Password by name; each is administrator and service in the project of services.
+        users: Password by name.
         endpoints: Name, type and URL of each service.
+        roles: That each of the users has in the project of services.
     """
     api = _identity_api(connect(site, "admin", site.secrets.keystone_admin, project_name="admin"))
-    roles = {str(role.name): role for role in api.roles()}
+    known = {str(role.name): role for role in api.roles()}
     for name, password in users.items():
-        _user(api, name, password, _project(api, "service"), (roles["admin"], roles["service"]))
+        _user(api, name, password, _project(api, SERVICE_PROJECT), [known[role] for role in roles])
     for name, kind, url in endpoints:
         _catalogue(api, name, kind, url)
 
@@ -122,7 +131,7 @@ def _populate(site: Site) -> dict[str, Any]:
     api = _identity_api(connect(site, "admin", secrets.keystone_admin, project_name="admin"))
     projects = {name: _project(api, name) for name in _PROJECTS}
     roles = {str(role.name): role for role in api.roles()}
-    _user(api, "ironic", secrets.keystone_ironic, projects["service"], (roles["admin"], roles["service"]))
+    _user(api, "ironic", secrets.keystone_ironic, projects[SERVICE_PROJECT], (roles["admin"], roles["service"]))
     _user(api, "mlops", secrets.keystone_mlops, projects[OUR_PROJECT], (roles["member"], roles["reader"]))
     _user(api, "other", secrets.keystone_other, projects[OTHER_PROJECT], (roles["member"],))
     _catalogue(api, "ironic", "baremetal", site.url("ironic"))
