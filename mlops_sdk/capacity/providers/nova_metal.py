@@ -21,11 +21,16 @@ NOT_SHOWN = "its machine went back to Ironic, which does not show its cleaning t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetalEnd:
-    """How a machine ended, what shows it, and the cleaning that proves it."""
+    """How a machine ended, what shows it, and the cleaning that proves it.
+
+    Attributes:
+        torn_down: Nothing of ours runs on it any more, whatever becomes of its cleaning.
+    """
 
     outcome: Outcome
     words: str
     cleaning: Cleaning | None = None
+    torn_down: bool = False
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -52,15 +57,15 @@ def judge_metal(
         words += f", {machine.last_error}"
     if machine.instance_id in servers:
         return MetalEnd(outcome=Outcome.PENDING, words=f"{words}; Ironic still has our server on it")
-    step = release_step(None, machine)
+    step, torn_down = release_step(None, machine), machine.taken or machine.provision_state in _TORN_DOWN
     if step in _STUCK or (machine.provision_state not in STATES and not machine.taken):
-        return MetalEnd(outcome=Outcome.NOT_CLEAN, words=words)
+        return MetalEnd(outcome=Outcome.NOT_CLEAN, words=words, torn_down=torn_down)
     outcome = judge_outcome(machine, deployed=True, cleaning=cleaning, started_at=metal.noted_at, skew_s=skew_s)
     if outcome is Outcome.CLEANED:
-        return MetalEnd(outcome=outcome, words=words, cleaning=cleaning)
+        return MetalEnd(outcome=outcome, words=words, cleaning=cleaning, torn_down=True)
     if outcome is Outcome.UNPROVEN:
         words = f"{words}; Ironic has no cleaning on record that erased its disks since"
-    return MetalEnd(outcome=outcome, words=words)
+    return MetalEnd(outcome=outcome, words=words, torn_down=torn_down)
 
 
 def by_novas_word(outcome: Outcome, words: str, *, may_be_metal: bool) -> tuple[Outcome, str]:
@@ -76,4 +81,5 @@ def by_novas_word(outcome: Outcome, words: str, *, may_be_metal: bool) -> tuple[
     return outcome, words
 
 
+_TORN_DOWN = {"cleaning", "clean wait", "clean hold", "clean failed", "manageable", "available"}
 _STUCK = {ReleaseStep.TEAR_DOWN, ReleaseStep.RECLEAN, ReleaseStep.PROVIDE, ReleaseStep.NOT_CLEAN}

@@ -75,6 +75,11 @@ class MetalReturn:
         self._ends = {metal: over.get(metal) or self._end_of(metal, servers) for metal in known or self._noted}
         return "; ".join(end.words for end in self._ends.values() if end.outcome is Outcome.PENDING)
 
+    @property
+    def torn_down(self) -> bool:
+        """Whether there is a whole machine, and Ironic shows that nothing of ours runs on it any more."""
+        return bool(self._ends) and all(end.torn_down for end in self._ends.values())
+
     def ended(self, by_nova: Outcome) -> tuple[Outcome, MetalEnd | None]:
         """How it ended after what Nova says: a machine that nothing was ever put on needs no cleaning."""
         worst = min(self._ends.values(), key=lambda end: _WORST.index(end.outcome), default=None)

@@ -91,6 +91,11 @@ class ServerReturn(Returning):
         """Name of the piece."""
         return self._held.name
 
+    @property
+    def torn_down(self) -> bool:
+        """Whether it is a whole machine on which nothing of ours runs any more, though it may not be clean yet."""
+        return self._metal.torn_down
+
     def step(self) -> NodeEvidence | None:
         """See `Returning.step`."""
         if self._started_at is None:
@@ -113,6 +118,12 @@ class ServerReturn(Returning):
             return None
         bound = self._cyborg.under_way(self._ids, self._servers)
         return self._still_bound(bound) if bound else self._finish()
+
+    def let_go(self) -> None:
+        """Go no further: whoever claims next need not wait."""
+        for claim in self._claims.values():
+            self._party.fence.yield_up(claim)
+        self._claims.clear()
 
     def evidence(self, outcome: Outcome) -> NodeEvidence:
         """What is known now, under the given outcome."""
@@ -314,10 +325,8 @@ class ServerReturn(Returning):
         return self.evidence(Outcome.NOT_CLEAN) if self._cyborg.stuck else None
 
     def _stop(self) -> NodeEvidence:
-        """Not ours to give back: whoever claims next need not wait."""
-        for claim in self._claims.values():
-            self._party.fence.yield_up(claim)
-        self._claims.clear()
+        """Not ours to give back."""
+        self.let_go()
         return self.evidence(Outcome.PENDING)
 
     def _finish(self) -> NodeEvidence:

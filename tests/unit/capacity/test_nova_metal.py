@@ -18,6 +18,7 @@ from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_marker import LONGEST, Metal, from_line, metal_of_line, noted, to_line
 from mlops_sdk.capacity.providers.nova_metal import by_novas_word, judge_metal
 from mlops_sdk.config import NovaSettings
+from mlops_sdk.errors import NotFenced
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import Crash
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
@@ -230,6 +231,23 @@ def test_what_ironic_does_not_show_is_said_to_be_unproven(hidden_from: str):
     assert evidence.outcome is Outcome.UNPROVEN
     assert "does not show its cleaning to this login" in evidence.last_error
     assert site.cloud.ports == {}
+
+
+@pytest.mark.parametrize(("ends_in", "fenced"), [("available", True), ("clean failed", True), ("error", False)])
+def test_a_lost_machine_is_cut_off_when_ironic_has_torn_it_down_and_not_by_novas_word(ends_in: str, fenced: bool):
+    site = Site()
+    grant = site.leased()
+    site.cloud.metal.ends_in = ends_in
+    steps = site.open().cut_off(Held(name=grant.name(0)), entitled=grant.owns)
+    if not fenced:
+        with pytest.raises(NotFenced, match="error"):
+            site.bench.drive(steps)
+        return
+    site.bench.drive(steps)
+    assert site.cloud.servers == {}
+    assert site.cloud.metal.nodes[NODE].provision_state == "cleaning"
+    (evidence,) = site.bench.release(grant)
+    assert evidence.outcome is (Outcome.CLEANED if ends_in == "available" else Outcome.NOT_CLEAN)
 
 
 def test_a_cleaning_that_erases_nothing_proves_nothing():
