@@ -25,7 +25,8 @@ def drive(folder: Path, files: dict[str, Any]) -> list[Any]:
         inside.mkdir(parents=True)
         for name, content in files.items():
             (inside / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    options = [
+    options = ["-ldots", "-allow-lowercase", "-allow-multidot", "-l", "-publisher", "OpenStack:Nova:34", "-quiet"]
+    options += ["-J", "-r", "-V", "config-2"]
         "-ldots",
         "-allow-lowercase",
         "-allow-multidot",
