@@ -27,18 +27,6 @@ def drive(folder: Path, files: dict[str, Any]) -> list[Any]:
             (inside / name).write_text(content if isinstance(content, str) else json.dumps(content))
     options = ["-ldots", "-allow-lowercase", "-allow-multidot", "-l", "-publisher", "OpenStack:Nova:34", "-quiet"]
     options += ["-J", "-r", "-V", "config-2"]
-        "-ldots",
-        "-allow-lowercase",
-        "-allow-multidot",
-        "-l",
-        "-publisher",
-        "OpenStack:Nova:34",
-        "-quiet",
-        "-J",
-        "-r",
-        "-V",
-        "config-2",
-    ]
     image, program = folder / "drive.iso", str(tools.infra("openstack", "mkisofs.py"))
     python = str(tools.openstack_python)
     made = [python, program, "-o", str(image), *options, str(folder / "tree")]
