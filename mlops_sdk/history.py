@@ -82,6 +82,10 @@ class Generation:
         """Whether what became of every machine that it ever had was written down."""
         return bool(self.pieces) and all(piece.ended for piece in self.pieces.values())
 
+    def why(self, seen: EndReason) -> EndReason:
+        """Why it ends, by what its work has seen: machines that went away after notice went to who needed them."""
+        return EndReason.PREEMPTED if self.preempted and seen is EndReason.NODE_FAILED else seen
+
 
 @dataclass(slots=True, kw_only=True)
 class History:

@@ -261,6 +261,7 @@ class Run(LeaseDecisions):
         if self._given_back or generation.request is None:
             self._heartbeat.stop()
             return tuple(p.evidence for p in generation.pieces.values() if p.evidence is not None)
+        reason = generation.why(reason)
         self.journal.note(EntryKind.INTENT, "release", generation=self.generation, reason=reason.value)
         evidence = yield from self._holds.give_back(generation, reason)
         self.journal.note(

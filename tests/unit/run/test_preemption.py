@@ -131,6 +131,20 @@ def test_who_does_not_react_is_returned_by_the_reaper_when_its_notice_is_over(cl
     assert low.prove().complete
 
 
+def test_who_was_told_and_then_finds_its_machines_gone_was_preempted(cloud):
+    low = batch(cloud)
+    high, waiting = urgent(cloud)
+    next(waiting)
+    let_pass(cloud, 2, low)
+    assert low.ending() is not None
+    low.next_generation()  # as whoever retries after LeaseLost does
+    assert low.history().generations[1].reason is EndReason.PREEMPTED
+    assert reasons(low) == {EndReason.PREEMPTED}
+    low.release()
+    waiting.close()
+    high.release()
+
+
 def test_a_run_that_died_does_not_live_longer_for_having_been_told(cloud):
     low = batch(cloud)
     low.close()
