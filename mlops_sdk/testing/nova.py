@@ -309,6 +309,15 @@ class FakeCompute(ComputeApi):
         with self._cloud.faults.call("free_accelerators"):
             self._cloud.cyborg.free(server_id)
 
+    def end_machine(self, node_id: str, server_id: str) -> str:
+        """See `ComputeApi.end_machine`."""
+        with self._cloud.faults.call("end_machine"):
+            if self._cloud.metal.foreign:
+                return "403 an owner's member only"
+            if node_id in self._cloud.metal.nodes:
+                self._cloud.metal.tear_down(server_id, self._cloud.clock)
+            return ""
+
     def find_network(self, name: str) -> str:
         """See `ComputeApi.find_network`."""
         if name == "nowhere":

@@ -20,12 +20,14 @@ class FakeMetal:
         visible: Whether Ironic shows them to this login.
         ends_in: What becomes of one that is torn down: ``available``, ``clean failed``, or ``error`` at once.
         erases: Whether its cleaning erases disks.
+        foreign: Whether they belong to somebody else: we may look, and not tear down.
     """
 
     nodes: dict[str, Machine] = field(default_factory=dict[str, Machine])
     visible: bool = True
     ends_in: str = "available"
     erases: bool = True
+    foreign: bool = False
     _cleaned_at: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, node_id: str) -> None:

@@ -179,6 +179,10 @@ class ComputeApi(Protocol):
         """Delete what Cyborg has bound to a server. Raises `AccessDenied` where only a service may."""
         ...
 
+    def end_machine(self, node_id: str, server_id: str) -> str:
+        """Let Ironic tear down a machine, if this server is on it; why it does not, in words, else ""."""
+        ...
+
     def find_network(self, name: str) -> str:
         """Id of the network of this name or id. Raises `SettingsError` for none, or several."""
         ...

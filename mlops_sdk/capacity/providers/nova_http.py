@@ -245,6 +245,10 @@ class NovaHttp(ComputeApi):
         """See `ComputeApi.free_accelerators`."""
         self._cyborg.free(server_id)
 
+    def end_machine(self, node_id: str, server_id: str) -> str:
+        """See `ComputeApi.end_machine`."""
+        return self._metal.end(node_id, server_id)
+
     def find_network(self, name: str) -> str:
         """See `ComputeApi.find_network`."""
         return self._find("network", "/v2.0/networks", name)

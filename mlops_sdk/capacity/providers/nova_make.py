@@ -90,7 +90,9 @@ class Maker:
             return False
         for port in self._api.list_ports([server.name]):
             if port.id in server.children and port.marker is not None and self._owns(port):
-                self._api.set_line(port.id, to_line(port.marker, noted(port.metal, machine.id, self._api.now())))
+                self._api.set_line(
+                    port.id, to_line(port.marker, noted(port.metal, machine.id, server.id, self._api.now()))
+                )
         return True
 
     def address_of(self, server: Server) -> str:

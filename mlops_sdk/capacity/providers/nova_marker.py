@@ -32,10 +32,12 @@ class Metal:
 
     Attributes:
         node_id: Ironic's id; "" while it is not known, or where Ironic does not show this login.
-        noted_at: When we saw the server on it: a cleaning that ended later is of after our use.
+        server_id: The server that was seen on it.
+        noted_at: When: a cleaning that ended later is of after our use.
     """
 
     node_id: str = ""
+    server_id: str = ""
     noted_at: datetime | None = None
 
     def __str__(self) -> str:
@@ -47,7 +49,8 @@ class Metal:
         """
         if not self.node_id or self.noted_at is None:
             return _UNKNOWN
-        return f"{uuid.UUID(self.node_id).hex}@{(self.noted_at - _EPOCH) // _MICROSECOND}"
+        ids = (uuid.UUID(self.node_id).hex, uuid.UUID(self.server_id).hex)
+        return "@".join((*ids, str((self.noted_at - _EPOCH) // _MICROSECOND)))
 
     @classmethod
     def parse(cls, text: str) -> Metal:
@@ -58,13 +61,19 @@ class Metal:
         """
         if text == _UNKNOWN:
             return cls()
-        node, _, moment = text.partition("@")
-        return cls(node_id=str(uuid.UUID(node)), noted_at=_EPOCH + int(moment) * _MICROSECOND)
+        node, server, moment = text.split("@")
+        return cls(
+            node_id=str(uuid.UUID(node)),
+            server_id=str(uuid.UUID(server)),
+            noted_at=_EPOCH + int(moment) * _MICROSECOND,
+        )
 
 
-def noted(before: Metal | None, node_id: str, now: datetime) -> Metal:
+def noted(before: Metal | None, node_id: str, server_id: str, now: datetime) -> Metal:
     """That a server was seen on a machine now; it stays as it was noted first."""
-    return before if before is not None and before.node_id == node_id else Metal(node_id=node_id, noted_at=now)
+    if before is not None and (before.node_id, before.server_id) == (node_id, server_id):
+        return before
+    return Metal(node_id=node_id, server_id=server_id, noted_at=now)
 
 
 def to_metadata(marker: Marker) -> dict[str, str]:

@@ -2,13 +2,12 @@
 
 Nova forgets such a server as soon as Ironic has begun to clean its machine, also when the tear-down failed and the
 machine goes on running; that a cleaning ended, and what it did, only Ironic knows. Ironic shows a machine to the
-project that owns it, and while it is deployed to the project whose server it is. We only look: a machine whose
-cleaning failed is its operator's to repair.
+project that owns it, and while it is deployed to the project whose server it is. We look, and end only what Nova has
+forgotten: a machine whose cleaning failed is its operator's to repair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from mlops_sdk.capacity.evidence import Cleaning, Outcome
@@ -25,12 +24,14 @@ class MetalEnd:
 
     Attributes:
         torn_down: Nothing of ours runs on it any more, whatever becomes of its cleaning.
+        forgotten: Nova gave it up without ending it: its own host was down, and nobody comes back to it.
     """
 
     outcome: Outcome
     words: str
     cleaning: Cleaning | None = None
     torn_down: bool = False
+    forgotten: bool = False
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -38,16 +39,13 @@ class MetalEnd:
         return self.cleaning.steps if self.cleaning is not None else ()
 
 
-def judge_metal(
-    metal: Metal, machine: Machine | None, cleaning: Cleaning | None, *, servers: Collection[str], skew_s: float
-) -> MetalEnd:
+def judge_metal(metal: Metal, machine: Machine | None, cleaning: Cleaning | None, *, skew_s: float) -> MetalEnd:
     """How a machine ended whose server is gone; `PENDING` while it is on its way.
 
     Args:
         metal: What was noted of it.
         machine: What Ironic shows of it now; None where it shows nothing to this login.
         cleaning: Its last one that ended well.
-        servers: Ids of the servers that were given back.
         skew_s: By which the clocks of Nova and Ironic may differ.
     """
     if not metal.node_id or metal.noted_at is None or machine is None:
@@ -55,8 +53,9 @@ def judge_metal(
     words = f"machine {machine.name or machine.id}: {words_of(machine)}"
     if machine.last_error:
         words += f", {machine.last_error}"
-    if machine.instance_id in servers:
-        return MetalEnd(outcome=Outcome.PENDING, words=f"{words}; Ironic still has our server on it")
+    if machine.instance_id == metal.server_id:
+        words += "; Ironic still has our server on it, which Nova has forgotten"
+        return MetalEnd(outcome=Outcome.PENDING, words=words, forgotten=True)
     step, torn_down = release_step(None, machine), machine.taken or machine.provision_state in _TORN_DOWN
     if step in _STUCK or (machine.provision_state not in STATES and not machine.taken):
         return MetalEnd(outcome=Outcome.NOT_CLEAN, words=words, torn_down=torn_down)

@@ -1,9 +1,9 @@
-"""What a login may read in Ironic of the machine under a server of Nova. Only reads."""
+"""What a login may read in Ironic of the machine under a server of Nova; and to end one that Nova has forgotten."""
 
 from __future__ import annotations
 
 from mlops_sdk.capacity.evidence import Cleaning
-from mlops_sdk.capacity.providers.ironic_api import IronicApi
+from mlops_sdk.capacity.providers.ironic_api import IronicApi, NotYet
 from mlops_sdk.capacity.providers.ironic_history import last_cleaning
 from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.cloud import Cloud
@@ -41,3 +41,15 @@ class MetalHttp:
         except AccessDenied:
             history = ()
         return machine, last_cleaning(machine, history)
+
+    def end(self, node_id: str, server_id: str) -> str:
+        """Tear down a machine that still has this server on it; why Ironic does not, in words, else ""."""
+        try:
+            machine = self._ironic.get_machine(node_id)
+            if machine is not None and machine.instance_id == server_id:
+                self._ironic.tear_down(node_id)
+        except NotYet as signal:
+            return str(signal)
+        except AccessDenied as error:
+            return error.seen
+        return ""

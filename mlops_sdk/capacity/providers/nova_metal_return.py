@@ -7,7 +7,7 @@ machine ended: whoever goes on after a crash finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.flavors import Delivery
@@ -17,6 +17,7 @@ from mlops_sdk.capacity.providers.nova_metal import NOT_SHOWN, MetalEnd, judge_m
 from mlops_sdk.capacity.providers.nova_view import Port, Server, is_of
 from mlops_sdk.config import NovaSettings
 
+_LOOKS = 5  # after which a machine that still has a server on it, of which Nova knows nothing, is taken for forgotten
 _WORST = (Outcome.PENDING, Outcome.NOT_CLEAN, Outcome.UNPROVEN, Outcome.CLEANED)
 
 
@@ -38,6 +39,7 @@ class MetalReturn:
         self._skew_s = skew_s
         self._noted: set[Metal] = set()
         self._ends: dict[Metal, MetalEnd] = {}
+        self._looks: dict[Metal, int] = {}
         self.seen_virtual = False  # a record was seen that tells of no machine of Ironic
 
     def note(self, server: Server, ports: Iterable[Port]) -> None:
@@ -51,19 +53,18 @@ class MetalReturn:
             return
         now = self._api.now()
         for port in records:
-            metal = noted(port.metal, machine.id, now)
+            metal = noted(port.metal, machine.id, server.id, now)
             self._noted.add(metal)
             if metal != port.metal and port.marker is not None:
                 self._api.set_line(port.id, to_line(port.marker, metal))
         if not records:
-            self._noted.add(Metal(node_id=machine.id, noted_at=now))
+            self._noted.add(Metal(node_id=machine.id, server_id=server.id, noted_at=now))
 
-    def under_way(self, records: Iterable[Port], servers: Collection[str]) -> str:
+    def under_way(self, records: Iterable[Port]) -> str:
         """What a machine is still waited for, in words; "" when it is known how each ended.
 
         Args:
             records: The ports that are to be given back.
-            servers: Ids of the servers that were.
         """
         for port in records:
             if port.metal is None:
@@ -72,8 +73,15 @@ class MetalReturn:
                 self._noted.add(port.metal)
         known = {metal for metal in self._noted if metal.node_id}
         over = {metal: end for metal, end in self._ends.items() if end.outcome is not Outcome.PENDING}
-        self._ends = {metal: over.get(metal) or self._end_of(metal, servers) for metal in known or self._noted}
+        self._ends = {metal: over.get(metal) or self._end_of(metal) for metal in known or self._noted}
         return "; ".join(end.words for end in self._ends.values() if end.outcome is Outcome.PENDING)
+
+    def forgotten(self) -> list[Metal]:
+        """The machines that Nova has left deployed, as several looks showed: nobody else will end them."""
+        left = [metal for metal, end in self._ends.items() if end.forgotten]
+        for metal in left:
+            self._looks[metal] = self._looks.get(metal, 0) + 1
+        return [metal for metal in left if self._looks[metal] >= _LOOKS]
 
     @property
     def torn_down(self) -> bool:
@@ -87,8 +95,8 @@ class MetalReturn:
             return by_nova, None
         return worst.outcome, worst
 
-    def _end_of(self, metal: Metal, servers: Collection[str]) -> MetalEnd:
+    def _end_of(self, metal: Metal) -> MetalEnd:
         if not metal.node_id:
             return MetalEnd(outcome=Outcome.UNPROVEN, words=NOT_SHOWN)
         machine, cleaning = self._api.machine(metal.node_id) or (None, None)
-        return judge_metal(metal, machine, cleaning, servers=servers, skew_s=self._skew_s)
+        return judge_metal(metal, machine, cleaning, skew_s=self._skew_s)

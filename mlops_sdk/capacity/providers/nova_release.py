@@ -110,11 +110,12 @@ class ServerReturn(Returning):
         children = self._children(record)
         if self.abandoned:
             return self._stop()
-        awaited = self._metal.under_way((each for each in children if isinstance(each, Port)), self._servers)
+        awaited = self._metal.under_way(each for each in children if isinstance(each, Port))
         if children and not awaited:
             return self._delete_children(children)
         if awaited or any(self._api.is_allocated(server_id) for server_id in self._servers):
             self._words = awaited or "Placement still counts it"
+            self._end_forgotten(record)
             return None
         bound = self._cyborg.under_way(self._ids, self._servers)
         return self._still_bound(bound) if bound else self._finish()
@@ -298,6 +299,15 @@ class ServerReturn(Returning):
         if there and not seen.words:
             seen.words = f"{kind} {child.id} deleted"
             self._gone.append(seen.words)
+
+    def _end_forgotten(self, record: dict[str, Marker]) -> None:
+        """Tear down what Nova gave up while its host was down, and does not come back to. A run may not: the reaper."""
+        for metal in self._metal.forgotten() if self._party.by == "reaper" else ():
+            if not self._may_act(metal.server_id, record.get(self.name)):
+                continue
+            with self._party.boundary("machine.tear_down", self.name, node_id=metal.server_id, machine=metal.node_id):
+                refused = self._api.end_machine(metal.node_id, metal.server_id)
+            self._words = f"{self._words}: {refused}" if refused else self._words
 
     def _may_act(self, resource_id: str, marker: Marker | None) -> bool:
         """Whether the fence is ours.

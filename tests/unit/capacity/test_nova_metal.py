@@ -28,7 +28,8 @@ from mlops_sdk.testing.settings import fake_settings
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 NODE = str(uuid.UUID(int=7))
-METAL = Metal(node_id=NODE, noted_at=NOW)
+SERVER = str(uuid.UUID(int=8))
+METAL = Metal(node_id=NODE, server_id=SERVER, noted_at=NOW)
 WHOLE = Flavor(
     id="f1",
     name="whole",
@@ -117,8 +118,9 @@ def test_a_record_tells_which_machine_and_since_when_and_old_records_tell_of_non
     long = to_line(marker(owner="ä" * 300), METAL)
     assert len(long) <= LONGEST
     assert metal_of_line(long) == METAL
-    assert noted(METAL, NODE, NOW + timedelta(hours=1)) == METAL
-    assert noted(None, NODE, NOW) == noted(Metal(), NODE, NOW) == METAL
+    assert noted(METAL, NODE, SERVER, NOW + timedelta(hours=1)) == METAL
+    assert noted(None, NODE, SERVER, NOW) == noted(Metal(), NODE, SERVER, NOW) == METAL
+    assert noted(METAL, NODE, NODE, NOW) != METAL
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_record_tells_which_machine_and_since_when_and_old_records_tell_of_non
         (machine(), cleaned(-60), Outcome.UNPROVEN),  # of before our use
         (machine(), cleaned(60, "update_firmware"), Outcome.UNPROVEN),
         (machine(), None, Outcome.UNPROVEN),
-        (machine("active", instance_id="ours"), cleaned(), Outcome.PENDING),
+        (machine("active", instance_id=SERVER), cleaned(), Outcome.PENDING),
         (machine("deploying", instance_id="theirs"), cleaned(), Outcome.CLEANED),  # the next one has it
         (machine("active", instance_id="theirs"), None, Outcome.UNPROVEN),
         (machine("cleaning"), None, Outcome.PENDING),
@@ -141,7 +143,8 @@ def test_a_record_tells_which_machine_and_since_when_and_old_records_tell_of_non
     ],
 )
 def test_how_a_machine_ended_ironic_says(seen: Machine | None, cleaning: Cleaning | None, outcome: Outcome):
-    end = judge_metal(METAL, seen, cleaning, servers={"ours"}, skew_s=1)
+    end = judge_metal(METAL, seen, cleaning, skew_s=1)
+    assert end.forgotten is (seen is not None and seen.instance_id == SERVER)
     assert end.outcome is outcome
     assert (end.cleaning is not None) is (outcome is Outcome.CLEANED)
     if seen is not None and seen.last_error:
@@ -150,7 +153,7 @@ def test_how_a_machine_ended_ironic_says(seen: Machine | None, cleaning: Cleanin
 
 @pytest.mark.parametrize("state", sorted(STATES))
 def test_no_state_of_a_machine_is_taken_for_clean_without_a_cleaning(state: str):
-    assert judge_metal(METAL, machine(state), None, servers=(), skew_s=1).outcome is not Outcome.CLEANED
+    assert judge_metal(METAL, machine(state), None, skew_s=1).outcome is not Outcome.CLEANED
 
 
 def test_novas_word_alone_proves_nothing_where_it_may_have_been_a_whole_machine():
@@ -248,6 +251,38 @@ def test_a_lost_machine_is_cut_off_when_ironic_has_torn_it_down_and_not_by_novas
     assert site.cloud.metal.nodes[NODE].provision_state == "cleaning"
     (evidence,) = site.bench.release(grant)
     assert evidence.outcome is (Outcome.CLEANED if ends_in == "available" else Outcome.NOT_CLEAN)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_machine_that_nova_forgot_while_its_host_was_down_is_ended_by_the_reaper(foreign: bool):
+    """Not by the run, whose login may only look there; and never while another server is on it."""
+    site = Site()
+    site.settings = site.settings.model_copy(
+        update={"lease": site.settings.lease.model_copy(update={"clean_timeout_s": 30.0})}
+    )
+    grant = site.leased()
+    site.cloud.host_up, site.cloud.metal.foreign = False, foreign
+    (evidence,) = site.bench.release(grant)
+    assert evidence.outcome is Outcome.PENDING
+    assert "which Nova has forgotten" in evidence.last_error
+    assert site.cloud.metal.nodes[NODE].provision_state == "active"
+    (left,) = site.open(by="reaper").list_owned()
+    returning = site.open(by="reaper").returning(
+        left.held, reason=EndReason.NOT_RENEWED, entitled=lambda _n, _m: True, run_key="x"
+    )
+    for _ in range(30):
+        if (ended := returning.step()) is not None:
+            break
+        site.clock.sleep(5)
+    if foreign:
+        assert ended is None
+        assert site.cloud.metal.nodes[NODE].instance_id == site.nodes[0].id
+        assert "an owner's member only" in returning.evidence(Outcome.PENDING).last_error
+        assert len(site.cloud.ports) == 1
+    else:
+        assert ended is not None
+        assert ended.outcome is Outcome.CLEANED
+        assert site.cloud.ports == {}
 
 
 def test_a_cleaning_that_erases_nothing_proves_nothing():
