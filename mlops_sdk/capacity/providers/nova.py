@@ -235,8 +235,8 @@ class NovaLeases(Provider):
 
     def _bound_to(self, held: Held) -> str:
         """What Cyborg has bound to a server that is gone, in words."""
-        ids = sorted({held.allocation_id, held.node_id} - {""}) if held.kind not in {"port", "volume"} else []
-        return "; ".join(filter(None, (left_over(self._api.accelerator_requests(each) or ()) for each in ids)))
+        server_id = "" if held.kind in {"port", "volume"} else held.allocation_id or held.node_id
+        return left_over(self._api.accelerator_requests(server_id) or ()) if server_id else ""
 
     @property
     def _has_volumes(self) -> bool:

@@ -350,8 +350,9 @@ class ServerReturn(Returning):
     @property
     def _ids(self) -> set[str]:
         """Ids of the servers that are given back, also of those that nobody saw."""
-        known = set() if self._held.kind in {"port", "volume"} else {self._held.node_id, self._held.allocation_id}
-        return set(self._servers) | (known - {""})
+        just_this = self._held.kind in {"port", "volume"}
+        known = "" if just_this else self._held.allocation_id or self._held.node_id
+        return set(self._servers) | ({known} - {""})
 
     def _judge(self) -> Outcome:
         """The worst of how the servers ended; of a port nothing is left, of a volume nothing but what Cinder says."""
