@@ -7,17 +7,19 @@ says whose it is and until when.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from mlops_sdk.capacity.config_drive import user_data
 from mlops_sdk.capacity.flavors import Flavor
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.provider import Grant, Party
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused, ServerOrder, VolumeOrder
 from mlops_sdk.capacity.providers.nova_marker import Metal, noted, to_line, to_metadata
 from mlops_sdk.capacity.providers.nova_states import Refusal
 from mlops_sdk.capacity.providers.nova_view import PORTS, VOLUMES, Port, Server, Volume, age
 from mlops_sdk.config import NovaSettings
-from mlops_sdk.errors import NodeFailed
+from mlops_sdk.errors import NodeFailed, ServiceUnavailable
 from mlops_sdk.identity.ssh_keys import client_key, host_key, peer_key
 
 _OF_USE = {"creating", "downloading", "available"}
@@ -85,7 +87,9 @@ class Maker:
 
         So the machine's end can be looked at though somebody else ends the server, or we die in between.
         """
-        machine = self._api.machine_under(server.id)
+        machine: Machine | None = None
+        with suppress(ServiceUnavailable):  # it runs without the note, too
+            machine = self._api.machine_under(server.id)
         if machine is None:
             return False
         for port in self._api.list_ports([server.name]):

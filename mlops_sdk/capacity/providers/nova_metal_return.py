@@ -8,14 +8,17 @@ machine ended: whoever goes on after a crash finds it there.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from mlops_sdk.capacity.evidence import Outcome
 from mlops_sdk.capacity.flavors import Delivery
+from mlops_sdk.capacity.providers.ironic_view import Machine
 from mlops_sdk.capacity.providers.nova_api import ComputeApi
 from mlops_sdk.capacity.providers.nova_marker import Metal, noted, to_line
 from mlops_sdk.capacity.providers.nova_metal import NOT_SHOWN, MetalEnd, judge_metal
 from mlops_sdk.capacity.providers.nova_view import Port, Server, is_of
 from mlops_sdk.config import NovaSettings
+from mlops_sdk.errors import ServiceUnavailable
 
 _LOOKS = 5  # after which a machine that still has a server on it, of which Nova knows nothing, is taken for forgotten
 _WORST = (Outcome.PENDING, Outcome.NOT_CLEAN, Outcome.UNPROVEN, Outcome.CLEANED)
@@ -47,7 +50,9 @@ class MetalReturn:
         records = [port for port in ports if port.id in server.children and is_of(port.name, port.marker)]
         if not server.bare_metal and all(port.metal is None for port in records):
             return
-        machine = self._api.machine_under(server.id)
+        machine: Machine | None = None
+        with suppress(ServiceUnavailable):  # what costs money goes back all the same; it was noted before, as a rule
+            machine = self._api.machine_under(server.id)
         if machine is None:
             self._noted |= {port.metal or Metal() for port in records} or {Metal()}
             return

@@ -18,7 +18,7 @@ from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_marker import LONGEST, Metal, from_line, metal_of_line, noted, to_line
 from mlops_sdk.capacity.providers.nova_metal import by_novas_word, judge_metal
 from mlops_sdk.config import NovaSettings
-from mlops_sdk.errors import NotFenced
+from mlops_sdk.errors import NotFenced, ServiceUnavailable
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.faults import Crash
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
@@ -283,6 +283,18 @@ def test_a_machine_that_nova_forgot_while_its_host_was_down_is_ended_by_the_reap
         assert ended is not None
         assert ended.outcome is Outcome.CLEANED
         assert site.cloud.ports == {}
+
+
+def test_a_lease_begins_and_ends_though_ironic_does_not_answer_when_its_machine_is_to_be_noted():
+    site = Site()
+    away = ServiceUnavailable("no answer", seen="", next_step="")
+    for call in range(1, 40):
+        site.cloud.faults.fail_at("machine_under", call, error=away)
+    grant = site.leased()
+    assert site.port.metal == Metal()
+    (evidence,) = site.bench.release(grant)
+    assert evidence.outcome is Outcome.UNPROVEN
+    assert site.cloud.servers == site.cloud.ports == {}
 
 
 def test_a_cleaning_that_erases_nothing_proves_nothing():
