@@ -9,6 +9,7 @@ from datetime import timedelta
 from mlops_sdk.capacity.flavors import Delivery, Flavor, Offer, check_flavor
 from mlops_sdk.capacity.lease import Marker
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
+from mlops_sdk.capacity.providers.nova_cyborg import left_over
 from mlops_sdk.capacity.providers.nova_marker import to_line
 from mlops_sdk.capacity.providers.nova_supply import room_for
 from mlops_sdk.config import NovaSettings, Settings
@@ -38,7 +39,7 @@ def examine(api: ComputeApi, settings: Settings, nova: NovaSettings, flavors: Ma
     if nova.root_volume_gib or nova.data_volume_gib:
         sum(1 for _ in api.list_volumes())
     _make_a_port(api, settings, nova, networks[0])
-    lines = [f"{held} servers there", *_unbound(api, offers)]
+    lines = [f"{held} servers there", *_strays(api, offers)]
     for flavor, offer in offers:
         room = room_for(
             flavor,
@@ -52,15 +53,21 @@ def examine(api: ComputeApi, settings: Settings, nova: NovaSettings, flavors: Ma
     return "; ".join(lines)
 
 
-def _unbound(api: ComputeApi, offers: Iterable[tuple[Flavor, Offer]]) -> list[str]:
-    """Accelerator requests that belong to no server: nobody's, so nobody but a person takes them away."""
+def _strays(api: ComputeApi, offers: Iterable[tuple[Flavor, Offer]]) -> list[str]:
+    """Accelerator requests that no server goes with: a person has to see to them, unless the reaper does."""
     if not any(offer.delivery is Delivery.CYBORG for _, offer in offers):
         return []
-    idle = [each.id for each in api.accelerator_requests() or () if not each.server]
-    if not idle:
-        return []
-    told = f"{len(idle)} accelerator requests of this project belong to no server (they hold no card)"
-    return [f"{told}: `openstack accelerator arq delete {' '.join(idle)}`, unless a server is being built"]
+    requests = api.accelerator_requests() or ()
+    lines: list[str] = []
+    idle = [each.id for each in requests if not each.server]
+    if idle:
+        told = f"{len(idle)} accelerator requests of this project belong to no server (they hold no card)"
+        lines.append(f"{told}: `openstack accelerator arq delete {' '.join(idle)}`, unless a server is being built")
+    gone = {ident for ident in {each.server for each in requests} - {""} if api.get_server(ident) is None}
+    stuck = left_over(each for each in requests if each.server in gone)
+    if stuck:
+        lines.append(f"{stuck} still bound to a server that is gone: the reaper frees it if that was one of our leases")
+    return lines
 
 
 def _offers(nova: NovaSettings, flavors: Mapping[str, Flavor]) -> list[tuple[Flavor, Offer]]:

@@ -5,10 +5,12 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from mlops_sdk.capacity.device_profiles import SPEC
 from mlops_sdk.capacity.evidence import Outcome
@@ -126,6 +128,23 @@ def test_a_lease_has_a_card_of_cyborg_until_it_is_given_back(site: Site):
     assert site.left == []
 
 
+def test_a_quote_of_an_operator_counts_the_cards(site: Site):
+    admin = site.compute.admin
+    changes = {"username": admin["admin_username"], "password": SecretStr(admin["admin_password"])}
+    login = site.settings.keystone.model_copy(update={**changes, "project_name": "admin"})
+    quote = site.provider(login=login).quote(site.request())
+    assert (quote.free, quote.notes[1]) == (CARDS, f"the hosts have room for {CARDS}")
+
+
+def test_a_server_that_its_host_cannot_make_leaves_no_card(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mlops_sdk.services.NovaHttp", OfServersThatCannotBeMade)
+    with pytest.raises(NodeFailed, match="the test wants it so"), site.run("unmade") as run:
+        run.lease(site.request())
+    monkeypatch.undo()
+    assert site.left == []
+    assert run.prove().complete
+
+
 def test_what_a_profile_does_not_give_is_refused_before_anything_is_made(site: Site, wrong: Any):
     wrong({SPEC: "nobodys"})
     with pytest.raises(FlavorRefused) as caught, site.run("refused") as run:
@@ -207,6 +226,13 @@ def test_who_gets_a_card_that_is_still_bound_to_another_is_told_so(site: Site):
         with pytest.raises(NodeFailed, match="Failed to bind accelerator requests"), site.run("next") as following:
             following.lease(site.request())
         assert {each.server for each in site.bound} == {node.id for node in nodes}
+
+
+class OfServersThatCannotBeMade(NovaHttp):
+    """Their host fails when their cards are bound."""
+
+    def create_server(self, order: ServerOrder) -> str:
+        return super().create_server(replace(order, metadata={**order.metadata, "fault": "spawn"}))
 
 
 class DiesBeforeTheReply(NovaHttp):

@@ -151,6 +151,20 @@ def test_a_card_is_never_taken_from_a_server_that_is_there(site: Site):
     assert site.bound() == [node.id, node.id]
 
 
+def test_the_doctor_names_what_no_server_goes_with(site: Site):
+    assert "accelerator request" not in site.open().examine()
+    site.cloud.cyborg.requests = {
+        "idle": AcceleratorRequest(id="idle", state="Initial", profile="a30"),
+        "lost": AcceleratorRequest(
+            id="lost", state="Bound", profile="a30", server="nobody", host="h", device="0:1:2.3"
+        ),
+    }
+    said = site.open().examine()
+    assert "1 accelerator requests of this project belong to no server" in said
+    assert "`openstack accelerator arq delete idle`" in said
+    assert "accelerator request lost (a30, Bound, 0:1:2.3 of h) still bound to a server that is gone" in said
+
+
 def test_while_cyborg_does_not_answer_the_end_is_open(site: Site):
     grant = site.bench.grant(nodes=1)
     (node,) = site.bench.drive(site.open().acquire(grant))
