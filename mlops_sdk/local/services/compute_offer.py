@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from openstack.connection import Connection
+from openstack.exceptions import raise_from_response
 
 from mlops_sdk.errors import StackError
 from mlops_sdk.local.flavors import CYBORG_TRAIT, FLAVORS, MIG_CLASS, NETWORK, PROFILES, Flavor
@@ -23,6 +24,7 @@ _SUBNET: Final = "machines-v4"
 _FIRST, _LAST = 100, 179  # of the stack's subnet: below are the machines behind BMCs, above static hosts
 _INSTANCES: Final = {OUR_PROJECT: 12, OTHER_PROJECT: 2}
 _STANDS_FOR: Final = "machine_image"  # what `infra/local/ironic_machine` looks for
+_IMAGE_CHANGE: Final = "application/openstack-images-v2.1-json-patch"
 _IMAGE_BYTES: Final = b"This machine boots what the stack's Python image holds.\n".ljust(512, b"\0")
 _WITHIN_S: Final = 90.0
 _EVERY_S: Final = 0.5
@@ -65,7 +67,10 @@ def _image(cloud: Any, folder: str) -> None:
     there = cloud.image.find_image(IMAGE_NAME)
     if there is not None:
         if there.properties.get(_STANDS_FOR) != folder:
-            cloud.image.update_image(there, **{_STANDS_FOR: folder})
+            # openstacksdk's own update of a property that an image lacks is refused by Glance (409)
+            change = [{"op": "add", "path": f"/{_STANDS_FOR}", "value": folder}]
+            reply = cloud.image.patch(f"/images/{there.id}", json=change, headers={"Content-Type": _IMAGE_CHANGE})
+            raise_from_response(reply)
         return
     for half_made in cloud.image.images(name=IMAGE_NAME):
         cloud.image.delete_image(half_made)
