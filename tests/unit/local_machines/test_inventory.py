@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from mlops_sdk.local.inventory import farm_config, reference_inventory
+from mlops_sdk.local.inventory import farm_config, metal_inventory, reference_inventory
 
 SUBNET = "10.77.3.0/24"
 
@@ -41,6 +41,19 @@ def test_identities_are_unique() -> None:
     assert len({m.system_uuid for m in machines}) == 4
     assert len({m.serial for m in machines}) == 4
     assert all(port.client_id for m in machines for port in m.infiniband)
+
+
+def test_what_nova_leases_is_beside_the_others_and_of_a_class_and_shard_of_its_own() -> None:
+    ours, of_nova = reference_inventory(SUBNET), metal_inventory(SUBNET)
+    machines = [*ours.machines, *of_nova.machines]
+    macs = [port.mac for m in machines for port in (*m.infiniband, *m.ethernet)]
+
+    assert len(set(macs)) == len(macs) == 60
+    for of_each in ({m.name for m in machines}, {m.system_uuid for m in machines}, {m.address for m in machines}):
+        assert len(of_each) == 6
+    assert ours.resource_class != of_nova.resource_class
+    assert (ours.shard, of_nova.shard) == ("", "nova")
+    assert set(of_nova.unowned) < {m.name for m in of_nova.machines}
 
 
 def test_the_farms_configuration_is_json() -> None:
