@@ -92,8 +92,9 @@ class _Ceph:
     def prepare_mon(self) -> None:
         self._site.once("ceph", self._create_mon)
         self._write_config()  # the address of the machines' network is only known at start
-        for stale in (self._root / "run").iterdir():
-            stale.unlink()
+        shutil.rmtree(self._root / "run")  # stale sockets; in older states also what a daemon that crashed reported
+        for folder in ("run", "crash"):
+            (self._root / folder).mkdir(exist_ok=True)
 
     def prepare_osd(self) -> None:
         if (self._root / "osd" / ".prepared").exists():

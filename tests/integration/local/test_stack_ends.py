@@ -16,6 +16,7 @@ from mlops_sdk.local import control
 from mlops_sdk.local.isolation import is_locked, members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
+from support import eventually
 
 ONLY = ("network", "ceph-mon")  # an interface, and a daemon that is not written in Python
 GONE_WITHIN_S = 10.0
@@ -90,6 +91,18 @@ def test_a_start_that_was_killed_half_way_is_repaired_by_the_next(state_dir: Pat
 
     with StackProcess(state_dir, only=("ceph-rgw",)) as stack:
         assert stack.wait_ready(timeout_s=90).ready
+
+
+def test_a_daemon_that_crashed_is_in_nobodys_way_at_the_next_start(state_dir: Path) -> None:
+    reports = state_dir / "ceph" / "crash"
+    with StackProcess(state_dir, only=ONLY) as stack:
+        stack.wait_ready(timeout_s=60)
+        (monitor,) = (pid for pid in members(stack.pid) if Path(f"/proc/{pid}/comm").read_text() == "ceph-mon\n")
+        os.kill(monitor, signal.SIGSEGV)
+        eventually(lambda: any(reports.iterdir()), within_s=20, what="it reports its crash")
+
+    with StackProcess(state_dir, only=ONLY) as stack:
+        assert stack.wait_ready(timeout_s=60).ready
 
 
 def assert_gone(layout: Layout, inside: list[int]) -> None:
