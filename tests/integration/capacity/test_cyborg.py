@@ -141,8 +141,8 @@ def test_a_server_that_its_host_cannot_make_leaves_no_card(site: Site, monkeypat
     with pytest.raises(NodeFailed, match="the test wants it so"), site.run("unmade") as run:
         run.lease(site.request())
     monkeypatch.undo()
+    assert any(step.startswith("Cyborg has nothing bound to server") for step in steps(site, run))
     assert site.left == []
-    assert run.prove().complete
 
 
 def test_what_a_profile_does_not_give_is_refused_before_anything_is_made(site: Site, wrong: Any):
