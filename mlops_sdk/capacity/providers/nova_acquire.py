@@ -15,6 +15,7 @@ from mlops_sdk.capacity.node import Node
 from mlops_sdk.capacity.owned import Held
 from mlops_sdk.capacity.provider import Grant, Party
 from mlops_sdk.capacity.providers.nova_api import ComputeApi, Refused
+from mlops_sdk.capacity.providers.nova_cyborg import advice
 from mlops_sdk.capacity.providers.nova_door import Door
 from mlops_sdk.capacity.providers.nova_make import Maker
 from mlops_sdk.capacity.providers.nova_states import AcquireStep, Refusal, acquire_step, chosen
@@ -158,7 +159,7 @@ class ServerAcquisition:
             raise NodeFailed(
                 f"server {server.name!r} of {self._grant.request} failed",
                 seen=str(server),
-                next_step="give the lease back; a retry opens the next generation",
+                next_step=advice(server.fault),
             )
         if step is AcquireStep.UNKNOWN and watch.strange(server.name) >= UNKNOWN_POLLS:
             raise NodeFailed(

@@ -15,6 +15,8 @@ from typing import Any, Final
 ONLY_SERVICES: Final = (
     "Cyborg lets only a service of the cloud delete what is bound to a server; give the reaper nova.service_login"
 )
+_NOT_BOUND: Final = "Failed to bind accelerator requests"
+_AGAIN: Final = "give the lease back; a retry opens the next generation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +61,15 @@ def request_of(raw: Mapping[str, Any]) -> AcceleratorRequest:
 def left_over(requests: Iterable[AcceleratorRequest]) -> str:
     """What is still tied to a server that is gone, in words; "" for nothing."""
     return "; ".join(str(each) for each in requests)
+
+
+def advice(fault: str) -> str:
+    """What to do about a server that failed so, in Nova's words.
+
+    Example:
+        >>> advice("Build of instance 1 aborted")
+        'give the lease back; a retry opens the next generation'
+    """
+    if _NOT_BOUND not in fault:
+        return _AGAIN
+    return f"{_AGAIN}, but a card may be bound to a server that is gone, and be offered again: `mlops doctor` names it"

@@ -223,8 +223,14 @@ def test_who_gets_a_card_that_is_still_bound_to_another_is_told_so(site: Site):
             for node in nodes:
                 eventually(lambda node=node: site.api.get_server(node.id) is None, within_s=60, what="it is forgotten")
         eventually(lambda: answers(site), within_s=60, what="Cyborg is back")
-        with pytest.raises(NodeFailed, match="Failed to bind accelerator requests"), site.run("next") as following:
-            following.lease(site.request())
+        with (
+            pytest.raises(NodeFailed, match="Failed to bind accelerator requests") as caught,
+            site.run("next") as next_run,
+        ):
+            next_run.lease(site.request())
+        assert "`mlops doctor` names it" in caught.value.next_step
+        said = Site(site.compute, flavors={GPU: EXPECTED[GPU]}).provider().examine()
+        assert all(f"accelerator request {each.id}" in said for each in site.bound)
         assert {each.server for each in site.bound} == {node.id for node in nodes}
 
 

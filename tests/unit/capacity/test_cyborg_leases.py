@@ -15,8 +15,9 @@ from mlops_sdk.capacity.owned import Held, Standing
 from mlops_sdk.capacity.provider import Grant, Party, Provider
 from mlops_sdk.capacity.providers.nova import NovaLeases
 from mlops_sdk.capacity.providers.nova_cyborg import AcceleratorRequest, request_of
+from mlops_sdk.capacity.providers.nova_view import Server
 from mlops_sdk.config import NovaSettings
-from mlops_sdk.errors import FlavorRefused, ServiceUnavailable
+from mlops_sdk.errors import FlavorRefused, NodeFailed, ServiceUnavailable
 from mlops_sdk.names import run_key
 from mlops_sdk.testing.clock import FakeClock
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
@@ -172,6 +173,17 @@ def test_while_cyborg_does_not_answer_the_end_is_open(site: Site):
     with pytest.raises(ServiceUnavailable):
         site.bench.release(grant)
     assert node.id in {each.resource_id for each in site.fence.claims()}, "the reaper comes back to it"
+
+
+def test_whose_card_is_not_free_is_told_where_to_look(site: Site):
+    def failed(server: Server) -> Server:
+        return replace(server, status="ERROR", fault="Failed to bind accelerator requests: 404")
+
+    grant = site.bench.grant(nodes=1)
+    site.cloud.overruled[grant.name(0)] = failed
+    with pytest.raises(NodeFailed, match="Failed to bind") as caught:
+        site.bench.drive(site.open().acquire(grant))
+    assert "`mlops doctor` names it" in caught.value.next_step
 
 
 def test_requests_are_read_as_cyborg_writes_them():
