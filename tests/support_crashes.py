@@ -1,18 +1,21 @@
-"""A deployment whose processes die and race: runs and reapers in threads of this one, each with a wire of its own."""
+"""A deployment whose processes die, race, and meet failures: runs and reapers in threads of this one, each with a wire
+of its own."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from benchmarks.leaks_faults import Fault, Kind
 from mlops_sdk.capacity.lease import LeaseRequest
 from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.client import Client
@@ -26,6 +29,19 @@ from support_wire import Sent, Wire
 
 RENEW_S = 6.0
 AT_ONCE = 3  # runs
+# How a call fails. What is late comes while the machine is cleaned, or later.
+FAILURES = (
+    Fault(kind=Kind.LOST_REPLY),
+    Fault(kind=Kind.TIMEOUT),
+    Fault(kind=Kind.LATE, seconds=4.0),
+    Fault(kind=Kind.LATE, seconds=15.0),
+    Fault(kind=Kind.DUPLICATE, seconds=0.3),
+    Fault(kind=Kind.CONFLICT),
+    Fault(kind=Kind.THROTTLED, seconds=3.0),
+    Fault(kind=Kind.ERROR),
+    Fault(kind=Kind.ERROR_DONE),
+    Fault(kind=Kind.EXPIRED),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +76,9 @@ class Bed:
         """Of a run."""
         return run_key(run_id_for(self.settings.deployment_id, name))
 
-    def wire(self, die_at: int = -1) -> Wire:
-        """Of a process that dies at this moment."""
-        return Wire(die_at=die_at, log=self.log)
+    def wire(self, die_at: int = -1, *, meets: Mapping[int, Fault] | None = None) -> Wire:
+        """Of a process that dies at this moment, or whose calls of these numbers fail."""
+        return Wire(die_at=die_at, log=self.log, meets=meets)
 
     def start(self, name: str, wire: Wire) -> Run:
         """A run, begun or continued."""
@@ -155,15 +171,54 @@ def crash_in_pairs(bed: Bed, *, seed: int, batches: int) -> list[str]:
     _die(bed, [life // 4, life // 2, 3 * life // 4], seconds=None, reaper=quiet)
     returning = len(quiet.moments)
     sys.stderr.write(f"{life} moments in the life of a run, {returning} of a reaper that returns three dead ones\n")
-    firsts = [number for _ in range(1 + batches * AT_ONCE // life) for number in source.sample(range(life), life)]
+    firsts = _again_and_again(range(life), source)
     told: list[str] = []
     for batch in range(batches):
-        first = firsts[batch * AT_ONCE : (batch + 1) * AT_ONCE]
+        first = list(itertools.islice(firsts, AT_ONCE))
         if batch % 2:
             told += _die(bed, first, seconds=None, reaper=bed.wire(source.randrange(returning)))
         else:
             told += _die(bed, first, seconds=[source.randrange(life) for _ in first], reaper=None)
     return told
+
+
+def fail_at_calls(bed: Bed, *, seed: int, lives: int) -> list[str]:
+    """Let one call of each life fail in one of the ways in which a service or the way to it does; nothing stays held.
+
+    Each way comes up as often as another; half of the calls are such to OpenStack, which are fewer than those to S3. A
+    life may end with an error for it; whoever is to see to what it left is the reaper.
+
+    Returns what failed where, a line for each life.
+    """
+    source = random.Random(seed)  # noqa: S311 - what is drawn is repeated
+    whole = bed.wire()
+    assert bed.live(f"whole-{uuid.uuid4()}", whole) == []
+    sys.stderr.write(f"{len(whole.changes)} calls of a life change something\n")
+    of_openstack = _again_and_again([k for k, what in enumerate(whole.changes) if " /v" in what], source)
+    of_any = _again_and_again(range(len(whole.changes)), source)
+    drawn: list[tuple[int, Fault]] = []
+    for life, fault in zip(range(lives), itertools.cycle(FAILURES), strict=False):
+        drawn.append((next(of_any if life // len(FAILURES) % 2 else of_openstack), fault))
+    told: list[str] = []
+    for begin in range(0, lives, AT_ONCE):
+        wires = [bed.wire(meets={number: fault}) for number, fault in drawn[begin : begin + AT_ONCE]]
+        names = [f"failing-{uuid.uuid4()}" for _ in wires]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            ended = list(pool.map(bed.live, names, wires))
+        for wire in wires:
+            wire.wait_for_the_late()
+        bed.wait_until_nothing_is_left(names, bed.wire())
+        assert [name for name in names if not bed.proven(name)] == []
+        for wire, errors in zip(wires, ended, strict=True):
+            told.append(f"{'; '.join(wire.met) or 'never came to it'} -> {'; '.join(errors) or 'went on'}")
+            sys.stderr.write(f"{told[-1]}\n")
+    return told
+
+
+def _again_and_again(numbers: Sequence[int], source: random.Random) -> Iterator[int]:
+    """Them in some order, each once before one comes up again."""
+    while True:
+        yield from source.sample(numbers, len(numbers))
 
 
 def _die(bed: Bed, firsts: Sequence[int], *, seconds: Sequence[int] | None, reaper: Wire | None) -> list[str]:

@@ -1,20 +1,24 @@
-"""What one process of ours sends to the real services, at the border to HTTP: counted, and it may die at any of it."""
+"""What one process of ours sends to the real services, at the border to HTTP: counted; any of it may fail, and the
+process may die at any of it."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
 from botocore.awsrequest import AWSPreparedRequest
+from botocore.exceptions import ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from requests.adapters import HTTPAdapter
 
+from benchmarks.leaks_faults import Fault, Kind
 from mlops_sdk.capacity.provider import Party
 from mlops_sdk.capacity.providers.ironic_api import IronicApi
 from mlops_sdk.capacity.providers.nova import NAME as NOVA
@@ -30,8 +34,8 @@ from mlops_sdk.objects import ObjectStore, connect_s3
 from mlops_sdk.services import Services
 from mlops_sdk.store_clock import StoreClock
 from mlops_sdk.testing.faults import Crash
-
-Reply = TypeVar("Reply")
+from mlops_sdk.testing.http_cloud import openstack_wire, s3_wire
+from mlops_sdk.testing.http_cloud.messages import Answer, Call, ServiceName
 
 _READS = {"GET", "HEAD"}
 _LOGIN = "/auth/tokens"
@@ -47,6 +51,26 @@ class Sent:
     status: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request that was not sent yet.
+
+    Attributes:
+        service: Whose words an error has.
+        send: Sends it, and returns the reply.
+        lost: What the caller meets that waits for a reply in vain.
+        reply: The reply that says this.
+    """
+
+    service: ServiceName
+    method: str
+    url: str
+    body: bytes | str | None
+    send: Callable[[], Any]
+    lost: Callable[[], Exception]
+    reply: Callable[[Answer], Any]
+
+
 class Wire:
     """Between one process and everything outside.
 
@@ -57,13 +81,23 @@ class Wire:
         die_at: The number of the moment at which the process dies; from then on every call of it is in vain.
         log: Where changes are written down, of several processes in the order of their answers.
         pause: Called before each call that changes something, with what it is: a process that stands still.
+        meets: Failures, by the number of the call that changes something.
     """
 
     def __init__(
-        self, *, die_at: int = -1, log: list[Sent] | None = None, pause: Callable[[str], None] = lambda _what: None
+        self,
+        *,
+        die_at: int = -1,
+        log: list[Sent] | None = None,
+        pause: Callable[[str], None] = lambda _what: None,
+        meets: Mapping[int, Fault] | None = None,
     ) -> None:
         self.moments: list[str] = []
         self.log: list[Sent] = [] if log is None else log
+        self.changes: list[str] = []
+        self.met: list[str] = []
+        self._meets = dict(meets or {})
+        self._late: list[threading.Thread] = []
         self._die_at = die_at
         self._pause = pause
         self._dead = threading.Event()
@@ -112,25 +146,77 @@ class Wire:
         http = URLLib3Session(verify=settings.ca_bundle or True)
 
         def carry(request: AWSPreparedRequest, **_: Any) -> Any:
-            return self.carry(str(request.method), request.url, b"", lambda: http.send(request))
+            def send() -> Any:
+                request.reset_stream()  # sent twice, it begins anew
+                return http.send(request)
+
+            return self.carry(
+                Request(
+                    service="s3",
+                    method=str(request.method),
+                    url=request.url,
+                    body=b"",
+                    send=send,
+                    lost=lambda: ReadTimeoutError(endpoint_url=request.url),
+                    reply=lambda answer: s3_wire.response_of(request, answer),
+                )
+            )
 
         client.meta.events.register("before-send.s3", carry)
         return client
 
-    def carry(self, method: str, url: str, body: bytes | str | None, send: Callable[[], Reply]) -> Reply:
-        """One call."""
-        path = unquote(urlsplit(url).path)
-        if method in _READS or path.endswith(_LOGIN):
+    def carry(self, request: Request) -> Any:
+        """One call; its reply."""
+        path = unquote(urlsplit(request.url).path)
+        if request.method in _READS or path.endswith(_LOGIN):
             self._pass("")
-            return send()
-        what = f"{method} {_ID.sub('*', path)}{_target(body)}"
+            return request.send()
+        what = f"{request.method} {_ID.sub('*', path)}{_target(request.body)}"
         self._pause(what)
         self._pass(f"before {what}")
-        reply: Any = send()
-        with self._lock:
-            self.log.append(Sent(what=what, path=path, status=reply.status_code))
+        reply = self._change(request, what, path)
         self._pass(f"after {what}")
         return reply
+
+    def wait_for_the_late(self) -> None:
+        """Until what is on its way was carried out."""
+        for thread in self._late:
+            thread.join()
+
+    def _change(self, request: Request, what: str, path: str) -> Any:
+        def send() -> Any:
+            reply = request.send()
+            with self._lock:
+                self.log.append(Sent(what=what, path=path, status=reply.status_code))
+            return reply
+
+        with self._lock:
+            fault = self._meets.get(len(self.changes))
+            self.changes.append(what)
+            if fault is not None:
+                self.met.append(f"{fault} at {what}")
+        if fault is None:
+            return send()
+        answer = fault.answer(Call(service=request.service, method=request.method, path=path))
+        if answer is not None:
+            if fault.done:
+                send()
+            return request.reply(answer)
+        match fault.kind:
+            case Kind.DUPLICATE:
+                send()
+                time.sleep(fault.seconds)
+                return send()
+            case Kind.LOST_REPLY:
+                send()
+            case Kind.LATE:
+                self._late.append(threading.Timer(fault.seconds, send))
+                self._late[-1].start()
+            case Kind.TIMEOUT:
+                pass
+            case _:
+                raise ValueError(f"a wire cannot make this: {fault}")
+        raise request.lost()
 
     def _pass(self, moment: str) -> None:
         with self._lock:
@@ -168,7 +254,17 @@ class _Adapter(HTTPAdapter):
         def send() -> requests.Response:
             return super(_Adapter, self).send(request, *arguments, **options)
 
-        return self._wire.carry(str(request.method), str(request.url), request.body, send)
+        return self._wire.carry(
+            Request(
+                service="baremetal" if urlsplit(str(request.url)).path.startswith("/v1/") else "compute",
+                method=str(request.method),
+                url=str(request.url),
+                body=request.body,
+                send=send,
+                lost=lambda: requests.exceptions.ReadTimeout(request=request),
+                reply=lambda answer: openstack_wire.response_of(request, answer),
+            )
+        )
 
 
 class _Keeper(ThreadKeeper):

@@ -59,7 +59,7 @@ class _Adapter(BaseAdapter):
             answer = self._send(call_of(request))
         except NoAnswer as error:
             raise requests.exceptions.ReadTimeout(str(error), request=request) from error
-        return _response(request, answer)
+        return response_of(request, answer)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -81,7 +81,8 @@ def call_of(request: requests.PreparedRequest) -> Call:
     )
 
 
-def _response(request: requests.PreparedRequest, answer: Answer) -> requests.Response:
+def response_of(request: requests.PreparedRequest, answer: Answer) -> requests.Response:
+    """An answer as `requests` hands it on."""
     response = requests.Response()
     response.status_code = answer.status
     response.request = request

@@ -55,7 +55,7 @@ def s3_to_reuse(settings: S3Settings, send: Send) -> tuple[S3Client, Callable[[]
             answer = send(_call_of(request))
         except NoAnswer as error:
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        return _response(request, answer)
+        return response_of(request, answer)
 
     def forget() -> None:
         for budget in budgets:
@@ -105,7 +105,8 @@ class _Body:
         self._content = b""
 
 
-def _response(request: AWSPreparedRequest, answer: Answer) -> AWSResponse:
+def response_of(request: AWSPreparedRequest, answer: Answer) -> AWSResponse:
+    """An answer as botocore reads it."""
     content = _rendered(answer) if request.method != "HEAD" else b""
     headers = HTTPHeaders()
     for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():

@@ -1,4 +1,4 @@
-"""Two crashes one after the other, and a race for one machine, on the real Ironic, Keystone and RGW.
+"""Two crashes one after the other, any other failure of a call, and a race for one machine, on the real Ironic and RGW.
 
 What simulation does with every call and every failure (`benchmarks leaks`), here with real services and their real
 times: so it is a sample. What is drawn is repeated by its seed; what it hits differs a little from time to time, as
@@ -25,7 +25,7 @@ from mlops_sdk.capacity.reaper import Reaper
 from mlops_sdk.cloud import Cloud
 from mlops_sdk.config import Settings
 from support import deploy_by_hand, eventually
-from support_crashes import Bed, crash_in_pairs
+from support_crashes import Bed, crash_in_pairs, fail_at_calls
 from support_strangers import CLASS, marker_of, other_tenant, stranger_in_our_project
 from support_wire import Sent, Wire, torn_down_twice
 
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEED = 4
 BATCHES = 6
+LIVES = 40
 ROUNDS = 3
 RACED = 3  # machines in each round
 PAUSES_S = (0.0, 0.0, 0.0, 0.05, 0.3, 1.5)  # before a change; a claim lasts for six seconds
@@ -64,6 +65,24 @@ def test_after_two_crashes_nothing_is_held_and_strangers_are_left_alone(bed: Bed
     assert machines == {"available"}
     twice = [line for line in told if not line.endswith("run ") and not line.endswith("reaper ")]
     assert len(twice) > len(told) / 2  # of some pairs nobody came to the second moment
+
+
+def test_a_call_that_fails_in_any_way_leaves_nothing_and_strangers_are_left_alone(
+    bed: Bed, baremetal: IronicApi, stack: Any
+):
+    """Lost and late replies, requests that come twice or late, and errors of every kind, at calls of all services."""
+    with (
+        stack.held("reaper"),
+        stranger_in_our_project(baremetal) as (theirs, node_id),
+        other_tenant(stack) as (other, others),
+    ):
+        before = baremetal.get_machine(node_id), baremetal.get_allocation(theirs), other.get_allocation(others)
+        told = fail_at_calls(bed, seed=SEED, lives=LIVES)
+        after = baremetal.get_machine(node_id), baremetal.get_allocation(theirs), other.get_allocation(others)
+    assert after == before
+    machines = {machine.provision_state for machine in baremetal.list_machines() if machine.resource_class == CLASS}
+    assert machines == {"available"}
+    assert len([line for line in told if not line.startswith("never")]) > LIVES / 2
 
 
 class Tenant:

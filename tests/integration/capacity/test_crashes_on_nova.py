@@ -1,4 +1,7 @@
-"""Two crashes one after the other, on the real Nova, Neutron, Keystone and RGW: see `test_crashes_on_ironic`."""
+"""Two crashes one after the other, and a call that fails in any other way, on the real Nova, Neutron, Keystone, RGW.
+
+See `test_crashes_on_ironic`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import pytest
 import requests
 
 from support_compute import ComputeHandle, create, gone, settled, take_back_servers
-from support_crashes import Bed, crash_in_pairs
+from support_crashes import Bed, crash_in_pairs, fail_at_calls
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEED = 4
 BATCHES = 4
+LIVES = 30
 FLAVOR = "cpu.small"
 
 
@@ -57,3 +61,16 @@ def test_after_two_crashes_nothing_is_held_and_a_colleague_is_left_alone(
     assert set(deleted.values()) == {1}
     twice = [line for line in told if not line.endswith("run ") and not line.endswith("reaper ")]
     assert len(twice) > len(told) / 2  # of some pairs nobody came to the second moment
+
+
+def test_a_call_that_fails_in_any_way_leaves_nothing_and_a_colleague_is_left_alone(
+    bed: Bed, compute: ComputeHandle, colleague: Any
+):
+    """Lost and late replies, requests that come twice or late, and errors of every kind, at calls of all services."""
+    cloud = compute.user()
+    told = fail_at_calls(bed, seed=SEED, lives=LIVES)
+    (server,) = cloud.compute.servers()
+    assert (server.id, server.status, server.updated_at) == (colleague.id, "ACTIVE", colleague.updated_at)
+    assert {port.device_id for port in cloud.network.ports() if port.device_owner.startswith("compute:")} == {server.id}
+    assert list(cloud.block_storage.volumes()) == []
+    assert len([line for line in told if not line.startswith("never")]) > LIVES / 2
