@@ -35,6 +35,7 @@ from mlops_sdk.identity.ssh_keys import client_key
 from mlops_sdk.local import control
 from mlops_sdk.local.flavors import METAL_FLAVOR, METAL_RESOURCE
 from mlops_sdk.local.inventory import METAL_CLASS
+from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
 from mlops_sdk.local.process import StackProcess
 from mlops_sdk.local.services import metal
@@ -187,8 +188,10 @@ def handle() -> Iterator[ComputeHandle]:
         )
         take_back_servers(found.operator())
         yield found
+        inside = members(process.pid)
     finally:
         process.stop()
+    assert control.leftovers(layout, inside) == []
 
 
 @pytest.fixture
