@@ -92,11 +92,12 @@ class _Ceph:
     def prepare_mon(self) -> None:
         self._site.once("ceph", self._create_mon)
         self._write_config()  # the address of the machines' network is only known at start
-        shutil.rmtree(self._root / "run")  # stale sockets; in older states also what a daemon that crashed reported
         for folder in ("run", "crash"):
             (self._root / folder).mkdir(exist_ok=True)
+        self.socket("mon.a").unlink(missing_ok=True)  # of a former life; the others may be alive, and theirs in use
 
     def prepare_osd(self) -> None:
+        self.socket("osd.0").unlink(missing_ok=True)
         if (self._root / "osd" / ".prepared").exists():
             return
         osd = self._root / "osd" / "0"
