@@ -19,6 +19,7 @@ from mlops_pipelines.programs.code_lm.export import write_model
 from mlops_pipelines.programs.code_lm.model import Llama, Shape
 from mlops_sdk.client import Client
 from mlops_sdk.journal import EntryKind
+from mlops_sdk.names import run_key
 from mlops_sdk.registry.champion import Champion, read_champion, set_champion
 from mlops_sdk.registry.lineage import CheckpointRecord, CostRecord, GitState, LeaseRecord, Lineage
 from mlops_sdk.registry.model_files import upload_model
@@ -250,9 +251,10 @@ def champion(client: Client, workdir: Path, tmp_path: Path) -> Champion:
     name, data = f"model-{uuid.uuid4().hex[:8]}", corpus.prepared(workdir / "data", vocabulary=4096)
     shape = Shape(vocabulary=4096, hidden=16, layers=1, heads=2, intermediate=24, context=32)
     write_model(trained(Llama(shape), data), data.tokenizer_json(), tmp_path)
-    prefix = f"tests/{name}/model"
+    run_id = uuid.uuid4()
+    prefix = f"runs/{run_key(run_id)}/model"  # where models are, and so what later runs may be allowed to read
     lineage = Lineage(
-        run_id=uuid.uuid4(),
+        run_id=run_id,
         owner="ada",
         git=GitState(commit="0" * 40, dirty=False),
         data_sha256=data.sha256,
