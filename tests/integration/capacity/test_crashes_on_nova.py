@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEED = 4
 BATCHES = 4
-LIVES = 30
+LIVES = 20
 FLAVOR = "cpu.small"
 
 
