@@ -17,4 +17,5 @@ if ! cmp -s requirements/mutation.txt "$tools/made-from.txt"; then
     .mlops/tools/uv/bin/uv pip install -q -p .venv/bin/python --target "$tools" --no-deps --require-hashes -r requirements/mutation.txt
     cp requirements/mutation.txt "$tools/made-from.txt"
 fi
-PYTHONPATH=$tools exec .venv/bin/python tests/mutation/mutate.py "$@"
+# mutmut signals the numbers of processes that may have ended long ago: it must see none but its own
+PYTHONPATH=$tools exec unshare --pid --fork --mount-proc --kill-child .venv/bin/python tests/mutation/mutate.py "$@"
