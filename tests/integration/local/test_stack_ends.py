@@ -93,16 +93,23 @@ def test_a_start_that_was_killed_half_way_is_repaired_by_the_next(state_dir: Pat
         assert stack.wait_ready(timeout_s=90).ready
 
 
-def test_a_daemon_that_crashed_is_in_nobodys_way_at_the_next_start(state_dir: Path) -> None:
-    reports = state_dir / "ceph" / "crash"
-    with StackProcess(state_dir, only=ONLY) as stack:
+@pytest.mark.slow
+def test_a_monitor_that_crashed_is_in_nobodys_way_now_and_at_the_next_start(state_dir: Path) -> None:
+    ceph = state_dir / "ceph"
+    with StackProcess(state_dir, only=("ceph-osd",)) as stack:
         stack.wait_ready(timeout_s=60)
         (monitor,) = (pid for pid in members(stack.pid) if Path(f"/proc/{pid}/comm").read_text() == "ceph-mon\n")
         os.kill(monitor, signal.SIGSEGV)
-        eventually(lambda: any(reports.iterdir()), within_s=20, what="it reports its crash")
+        eventually(lambda: restarted(stack.layout, "ceph-mon"), within_s=30, what="the monitor is there again")
+        assert any((ceph / "crash").iterdir())  # it has told of its end
+        assert (ceph / "run" / "osd.0.asok").is_socket()  # by which the other one is asked how it is
 
-    with StackProcess(state_dir, only=ONLY) as stack:
+    with StackProcess(state_dir, only=("ceph-osd",)) as stack:
         assert stack.wait_ready(timeout_s=60).ready
+
+
+def restarted(layout: Layout, name: str) -> bool:
+    return any(s.name == name and s.restarts == 1 and s.state == "ready" for s in control.status(layout).services)
 
 
 def assert_gone(layout: Layout, inside: list[int]) -> None:
