@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +32,8 @@ from mlops_sdk.local.process import StackProcess
 from mlops_sdk.local.services.serving import ServingAccess
 from mlops_sdk.serving.deploy import withdraw
 from mlops_sdk.serving.target import VllmTarget
-from support import eventually, operator_of, take_back_everything
-from support_compute import ComputeHandle, take_back_servers
+from support import eventually, operator_of, take_back_everything, tell
+from support_compute import ComputeHandle, compute_stack
 
 REPOSITORY = Path(__file__).parent.parent
 # Most test processes need no Airflow: it starts when the fixture `airflow` is first asked for.
@@ -112,7 +111,7 @@ def stack() -> Iterator[StackHandle]:
     layout = Layout.at(chosen.with_name(f"{chosen.name}-{worker}" if worker else chosen.name))
     process = StackProcess(layout.state_dir, hold=HELD, faults=True, environment=ENVIRONMENT)
     try:
-        process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
+        process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=tell)
         admin = json.loads(layout.admin_json.read_text())
         take_back_everything(operator_of(admin), owner=admin["projects"]["ml-research"])
         yield StackHandle(
@@ -133,25 +132,9 @@ def stack() -> Iterator[StackHandle]:
 def compute() -> Iterator[ComputeHandle]:
     """An embedded stack with Nova (what `make setup-compute` installs) and without Ironic, once per test process."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    folder = REPOSITORY / ".mlops" / "stacks"
-    layout = Layout.at(folder / (f"compute-{worker}" if worker else "compute"))
-    process = StackProcess(layout.state_dir, only=("compute", "settings"), profiles=("compute",), faults=True)
-    try:
-        process.wait_ready(timeout_s=_START_TIMEOUT_S, changed=_tell)
-        handle = ComputeHandle(
-            layout=layout,
-            pid=process.pid,
-            settings=Settings.load(layout.client_toml),
-            reaper_settings=Settings.load(layout.reaper_toml),
-            admin=json.loads(layout.admin_json.read_text()),
-            offers=json.loads(layout.compute_json.read_text()),
-        )
-        take_back_servers(handle.operator())
+    name = f"compute-{worker}" if worker else "compute"
+    with compute_stack(REPOSITORY / ".mlops" / "stacks" / name, only=("compute",)) as handle:
         yield handle
-        inside = members(process.pid)
-    finally:
-        process.stop()
-    assert_nothing_left(layout, inside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +265,3 @@ def _no_network_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytes
 def assert_nothing_left(layout: Layout, inside: list[int]) -> None:
     """No process of the stack, no lock, and no interface with its tag."""
     assert control.leftovers(layout, inside) == []
-
-
-def _tell(service: control.ServiceStatus) -> None:
-    sys.stderr.write(f"stack: {service.name} {service.state}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import openstack
 from openstack.exceptions import BadRequestException, ConflictException
 
 from mlops_sdk.config import Settings
+from mlops_sdk.local.control import ServiceStatus
 
 
 def eventually(holds: Callable[[], bool], *, within_s: float, what: str = "it") -> float:
@@ -72,3 +74,8 @@ def take_back_everything(operator: openstack.connection.Connection, *, owner: st
     eventually(taken_back, within_s=120, what="the machines of an earlier test session are back")
     for allocation in api.allocations():
         api.delete_allocation(allocation, ignore_missing=True)
+
+
+def tell(service: ServiceStatus) -> None:
+    """How far a stack has come, to whoever watches the tests."""
+    sys.stderr.write(f"stack: {service.name} {service.state}\n")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openstack
@@ -15,9 +18,11 @@ from mlops_sdk.config import Settings
 from mlops_sdk.identity import ssh_keys
 from mlops_sdk.identity.ssh_keys import SshKey
 from mlops_sdk.local import control
+from mlops_sdk.local.isolation import members
 from mlops_sdk.local.layout import Layout
+from mlops_sdk.local.process import StackProcess
 from mlops_sdk.remote.ssh import Host
-from support import eventually
+from support import eventually, tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,29 @@ class ComputeHandle:
     def service(self, name: str) -> control.ServiceStatus:
         """One service as it is now."""
         return next(s for s in control.status(self.layout).services if s.name == name)
+
+
+@contextmanager
+def compute_stack(state_dir: Path, *, only: Sequence[str]) -> Generator[ComputeHandle]:
+    """A stack with the compute profile (what `make setup-compute` installs): so much of it, and no server at first."""
+    process = StackProcess(state_dir, only=(*only, "settings"), profiles=("compute",), faults=True)
+    layout = process.layout
+    try:
+        process.wait_ready(timeout_s=300, changed=tell)
+        handle = ComputeHandle(
+            layout=layout,
+            pid=process.pid,
+            settings=Settings.load(layout.client_toml),
+            reaper_settings=Settings.load(layout.reaper_toml),
+            admin=json.loads(layout.admin_json.read_text()),
+            offers=json.loads(layout.compute_json.read_text()),
+        )
+        take_back_servers(handle.operator())
+        yield handle
+        inside = members(process.pid)
+    finally:
+        process.stop()
+    assert control.leftovers(layout, inside) == []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

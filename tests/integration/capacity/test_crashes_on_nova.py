@@ -42,16 +42,20 @@ def colleague(compute: ComputeHandle) -> Iterator[Any]:
     gone(cloud, server)
 
 
-def test_after_two_crashes_nothing_is_held_and_a_colleague_is_left_alone(
-    bed: Bed, compute: ComputeHandle, colleague: Any
-):
-    """A run dies, then whoever goes on: the run again, or the reaper."""
+def only_the_colleague_has_something(compute: ComputeHandle, colleague: Any) -> None:
     cloud = compute.user()
-    told = crash_in_pairs(bed, seed=SEED, batches=BATCHES)
     (server,) = cloud.compute.servers()
     assert (server.id, server.status, server.updated_at) == (colleague.id, "ACTIVE", colleague.updated_at)
     assert {port.device_id for port in cloud.network.ports() if port.device_owner.startswith("compute:")} == {server.id}
     assert list(cloud.block_storage.volumes()) == []
+
+
+def test_after_two_crashes_nothing_is_held_and_a_colleague_is_left_alone(
+    bed: Bed, compute: ComputeHandle, colleague: Any
+):
+    """A run dies, then whoever goes on: the run again, or the reaper."""
+    told = crash_in_pairs(bed, seed=SEED, batches=BATCHES)
+    only_the_colleague_has_something(compute, colleague)
     deleted = Counter(
         sent.path
         for sent in bed.log
@@ -67,10 +71,6 @@ def test_a_call_that_fails_in_any_way_leaves_nothing_and_a_colleague_is_left_alo
     bed: Bed, compute: ComputeHandle, colleague: Any
 ):
     """Lost and late replies, requests that come twice or late, and errors of every kind, at calls of all services."""
-    cloud = compute.user()
     told = fail_at_calls(bed, seed=SEED, lives=LIVES)
-    (server,) = cloud.compute.servers()
-    assert (server.id, server.status, server.updated_at) == (colleague.id, "ACTIVE", colleague.updated_at)
-    assert {port.device_id for port in cloud.network.ports() if port.device_owner.startswith("compute:")} == {server.id}
-    assert list(cloud.block_storage.volumes()) == []
+    only_the_colleague_has_something(compute, colleague)
     assert len([line for line in told if not line.startswith("never")]) > LIVES / 2

@@ -1,6 +1,5 @@
 """Whole machines through Nova: real Nova, Placement, Neutron, Glance and Keystone in front of the real Ironic."""
 
-import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from mlops_sdk.capacity.providers.nova_http import NovaHttp
 from mlops_sdk.client import Client
 from mlops_sdk.clock import SystemClock
 from mlops_sdk.cloud import Cloud
-from mlops_sdk.config import KeystoneSettings, NovaSettings, Settings
+from mlops_sdk.config import KeystoneSettings, NovaSettings
 from mlops_sdk.errors import AccessDenied, FlavorRefused, MlopsError, NoCapacity
 from mlops_sdk.identity.credential import CredentialBroker, CredentialRequest
 from mlops_sdk.identity.keystone import KeystoneCredentials
@@ -35,16 +34,13 @@ from mlops_sdk.identity.ssh_keys import client_key
 from mlops_sdk.local import control
 from mlops_sdk.local.flavors import METAL_FLAVOR, METAL_RESOURCE
 from mlops_sdk.local.inventory import METAL_CLASS
-from mlops_sdk.local.isolation import members
-from mlops_sdk.local.layout import Layout
-from mlops_sdk.local.process import StackProcess
 from mlops_sdk.local.services import metal
 from mlops_sdk.names import run_id_for
 from mlops_sdk.remote.ssh import Host, run_once
 from mlops_sdk.testing.memory_s3 import MemoryS3, memory_store
 from mlops_sdk.testing.provider_contract import CHECKS, Bench
 from support import eventually, operator_of
-from support_compute import ComputeHandle, create, settled, take_back_servers
+from support_compute import ComputeHandle, compute_stack, create, settled, take_back_servers
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -174,24 +170,8 @@ def _nothing(_grant: Grant) -> Callable[[], bool]:
 @pytest.fixture(scope="module")
 def handle() -> Iterator[ComputeHandle]:
     """An embedded stack with Nova, and Ironic with the two machines that Nova offers."""
-    layout = Layout.at(Path(__file__).parents[3] / ".mlops" / "stacks" / "metal")
-    process = StackProcess(layout.state_dir, only=("metal", "settings"), profiles=("compute",), faults=True)
-    try:
-        process.wait_ready(timeout_s=300)
-        found = ComputeHandle(
-            layout=layout,
-            pid=process.pid,
-            settings=Settings.load(layout.client_toml),
-            reaper_settings=Settings.load(layout.reaper_toml),
-            admin=json.loads(layout.admin_json.read_text()),
-            offers=json.loads(layout.compute_json.read_text()),
-        )
-        take_back_servers(found.operator())
+    with compute_stack(Path(__file__).parents[3] / ".mlops" / "stacks" / "metal", only=("metal",)) as found:
         yield found
-        inside = members(process.pid)
-    finally:
-        process.stop()
-    assert control.leftovers(layout, inside) == []
 
 
 @pytest.fixture
